@@ -1,0 +1,51 @@
+# `make train` and `make test` need Python 3.11 or newer and nothing else; all they install goes to .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements.lock
+SYNCED := $(VENV)/$(LOCK)
+
+.PHONY: train test test-slow lint types format lock venv
+.DEFAULT_GOAL := train
+
+train: venv
+	@$(BIN)/python -m src.train $(ARGS)
+
+test: venv lint types
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The environment is up to date when it holds a copy of the lock it was made from, which is written last:
+# one that was left half built, or that belongs to an older lock, is made again or brought up to date.
+venv:
+	@cmp -s $(LOCK) $(SYNCED) || $(MAKE) --no-print-directory bootstrap
+
+.PHONY: bootstrap
+bootstrap:
+	@test -f $(SYNCED) || rm -rf $(VENV)
+	@rm -f $(SYNCED)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@sed -n '/^uv==/,/[^\\]$$/p' $(LOCK) > $(VENV)/uv.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
+	@echo "installing the locked packages into $(VENV)"
+	@$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python $(LOCK)
+	@cp $(LOCK) $(SYNCED)
+
+# Every dependency, for every platform and Python that pyproject.toml allows, with hashes and without addresses.
+lock: venv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url \
+		--python-version 3.11 --group dev --upgrade pyproject.toml --output-file $(LOCK)

@@ -1,0 +1,1 @@
+"""A research template: LightningModules and LightningDataModules, composed by Hydra."""

@@ -1,0 +1,1 @@
+"""Data sets: what is read, how it is split, in which order it is served."""

@@ -1,0 +1,53 @@
+"""Seeded splits that keep the proportion of the classes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.config import ConfigError
+
+
+def stratified_split(
+    labels: NDArray[np.int64], sizes: Sequence[int], seed: int, class_names: Sequence[str]
+) -> list[NDArray[np.int64]]:
+    """Cuts a labelled data set into disjoint parts, each with the same share of every class.
+
+    Shares are rounded by the largest remainder, so that every part has exactly the size asked for.
+
+    Args:
+        labels: [N] class of each sample, 0 to len(class_names) - 1.
+        sizes: Number of samples of each part; together at most N, what is left belongs to no part.
+        seed: Which samples of a class go where.
+        class_names: For the messages; their number is the number of classes.
+
+    Returns:
+        For each part its positions in `labels`, ascending.
+
+    Raises:
+        ConfigError: If there are not enough samples, or a class has too few for every part to get one.
+    """
+    if sum(sizes) > len(labels):
+        raise ConfigError(f"parts of {' + '.join(map(str, sizes))} samples cannot be cut from {len(labels)}")
+    rng = np.random.default_rng(seed)
+    remaining = [rng.permutation(np.flatnonzero(labels == label)) for label in range(len(class_names))]
+    parts = []
+    for size in sizes:
+        shares = _largest_remainder(np.array([len(positions) for positions in remaining]), size)
+        if size and not shares.all():
+            label = int(shares.argmin())
+            raise ConfigError(
+                f"a part of {size} samples gets none of class {class_names[label]!r}, which has "
+                f"{np.count_nonzero(labels == label)} of {len(labels)}: choose other sizes, or add samples"
+            )
+        parts.append(np.sort(np.concatenate([r[:n] for r, n in zip(remaining, shares, strict=True)])))
+        remaining = [r[n:] for r, n in zip(remaining, shares, strict=True)]
+    return parts
+
+
+def _largest_remainder(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Distributes `size` over classes in proportion to their counts, in integers (so: the same on every machine)."""
+    shares, remainders = np.divmod(counts * size, max(counts.sum(), 1))
+    largest = np.argsort(-remainders, kind="stable")[: size - shares.sum()]
+    shares[largest] += 1
+    return shares

@@ -1,0 +1,136 @@
+"""Checkpoints are data: written whole or not at all, read without unpickling anything but plain values and tensors."""
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from src.config import ConfigError, build
+from src.modules.base import BaseModule
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary file in the same folder, syncs, renames; ``<name>.sha256`` beside it is the commit mark.
+
+    Lightning's own save goes through the system's temporary folder, which is a copy and not a rename where that is
+    another file system, and takes a denied permission for a success.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Saves the checkpoint.
+
+        Raises:
+            OSError: The folder cannot be written or the disk is full; what stood there before still does.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, mark = path.with_name(f".{path.name}.tmp"), commit_mark(path)
+        try:
+            with open(temporary, "wb") as file:
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError as error:  # torch's writer hides the OSError that tells a full disk
+                    raise OSError(f"cannot write {path}: {_disk(path.parent)} ({error})") from error
+                file.flush()
+                os.fsync(file.fileno())
+            digest = sha256(temporary)
+            mark.unlink(missing_ok=True)
+            os.replace(temporary, path)
+            temporary.write_text(digest, encoding="ascii")
+            os.replace(temporary, mark)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes the checkpoint, its commit mark first."""
+        commit_mark(Path(path)).unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
+
+
+def _disk(folder: Path) -> str:
+    status = os.statvfs(folder)
+    return f"{status.f_bavail * status.f_frsize / 1e6:.0f} MB free on the disk"
+
+
+def commit_mark(path: Path) -> Path:
+    """The file that holds a checkpoint's checksum once the checkpoint is complete."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_committed(path: Path) -> bool:
+    """Whether the checkpoint was written to its end and has not changed since."""
+    mark = commit_mark(path)
+    return path.is_file() and mark.is_file() and mark.read_text(encoding="ascii") == sha256(path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint of this project.
+
+    Raises:
+        ConfigError: The file is missing, damaged, not a checkpoint of this project, or a pickle that wants to run code.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"{path}: refused: it holds more than tensors and plain values; reading it could run code ({_first(error)})"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise ConfigError(f"{path}: damaged, or not a checkpoint ({_first(error)})") from error
+    if not isinstance(checkpoint, dict) or not {"config", "state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise ConfigError(f"{path}: a torch file, but not a checkpoint of this project (no config inside)")
+    return checkpoint
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def restore_module(checkpoint: Mapping[str, Any], path: Path) -> BaseModule:
+    """Builds the module that a checkpoint holds, with its weights, in evaluation mode.
+
+    Raises:
+        ConfigError: A ``_target_`` is not in the allow-list, or the weights do not fit the code of today.
+    """
+    config, hparams = checkpoint["config"], checkpoint["hyper_parameters"]
+    module = build_module(config, hparams["facts"])
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: written by another version of {config['model']['_target_']}: {error}") from error
+    return module.eval()
+
+
+def build_module(config: Mapping[str, Any], facts: Mapping[str, Any]) -> BaseModule:
+    """Builds the LightningModule of a config for data of these facts."""
+    return build(
+        config["model"],
+        BaseModule,
+        facts=dict(facts),
+        optimizer=config["optimizer"],
+        scheduler=config["scheduler"],
+        monitor=config["monitor"],
+    )

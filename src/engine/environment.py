@@ -1,0 +1,53 @@
+"""What a result depends on besides the configuration: code, packages, hardware. Never environment variables."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def describe_environment(command: list[str]) -> dict[str, Any]:
+    """Git commit, Python, packages, processor, memory, GPUs and the command line, as plain values."""
+    return {
+        "command": command,
+        "folder": str(Path.cwd()),
+        "git": {
+            "commit": _git("rev-parse", "HEAD"),
+            "changed_files": (_git("status", "--porcelain") or "").splitlines(),
+        },
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "packages": {dist.name: dist.version for dist in sorted(distributions(), key=lambda d: d.name.lower())},
+    }
+
+
+def uncommitted_changes() -> str | None:
+    """The difference of the tracked files from the last commit, None if there is none or no repository."""
+    return _git("diff", "HEAD") or None
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    except (FileNotFoundError, subprocess.SubprocessError):  # no git, or not a repository: the record says null
+        return None
+    return done.stdout.rstrip("\n")
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,181 @@
+"""Stage 2 of the checks: what needs torch or the data. Every problem is found before a run folder exists."""
+
+import logging
+import math
+import random
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer, seed_everything
+
+from src.config import ConfigError, build, resolve_target
+from src.config.errors import hint
+from src.data.base import DataModule
+from src.engine.checkpoint import build_module
+from src.modules.base import BaseModule, limited, monitors
+
+PREFLIGHT_SAMPLES = 8
+"""Enough to see that shapes fit, few enough for the largest net on a CPU."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that is known to be able to start."""
+
+    cfg: Mapping[str, Any]
+    datamodule: DataModule
+    module: BaseModule
+
+
+def plan_run(cfg: Mapping[str, Any]) -> Plan:
+    """Builds data and module and tries everything that can be tried without training.
+
+    Raises:
+        ConfigError: With every problem that was found.
+    """
+    quiet()
+    seed_everything(cfg["seed"], verbose=False)
+    problems: list[str] = []
+    with collected(problems):
+        check_monitor(cfg)
+    trainer = None
+    with collected(problems):
+        trainer = rehearse_trainer(cfg["trainer"])
+    datamodule = build(cfg["data"], DataModule, seed=cfg["seed"])
+    with collected(problems):
+        datamodule.prepare_data()
+        datamodule.setup()
+        datamodule.batches_per_epoch(trainer.world_size if trainer is not None else 1)
+    module = None
+    if datamodule.facts:
+        with collected(problems):
+            module = build_module(cfg, datamodule.facts)
+            preflight(module, datamodule)
+            if trainer is not None and not problems:
+                check_optimization(module, datamodule, trainer)
+    if problems:
+        raise ConfigError(*problems)
+    assert module is not None
+    return Plan(cfg, datamodule, module)
+
+
+@contextmanager
+def collected(problems: list[str]) -> Iterator[None]:
+    """Notes the problems of a ConfigError instead of stopping at the first."""
+    try:
+        yield
+    except ConfigError as error:
+        problems.extend(error.problems)
+
+
+def quiet() -> None:
+    """Silences what Lightning says of settings that are meant as they are."""
+    for name in ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers",  # whole batches are gathered from memory: workers would be slower
+        r".*sync_dist=True",  # torchmetrics has reduced the values over the processes already
+        r".*Checkpoint directory .* exists and is not empty",  # it is this run's own
+        r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # of Lightning's making, nothing to do here
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def check_monitor(cfg: Mapping[str, Any]) -> None:
+    """The monitored metric must be one that the module logs while it trains, in stages that run.
+
+    Raises:
+        ConfigError: It is not; the message lists those that are.
+    """
+    metric, trainer = cfg["monitor"]["metric"], cfg["trainer"]
+    known = monitors(resolve_target(cfg["model"]["_target_"], BaseModule))
+    if metric not in known:
+        raise ConfigError(f"monitor.metric={metric}: no metric of that name{hint(metric, known, 'there are')}")
+    if metric.startswith("val/") and trainer.get("limit_val_batches", 1) == 0:
+        raise ConfigError(f"monitor.metric={metric}: trainer.limit_val_batches=0 leaves nothing to compute it from")
+    if (better := "min" if metric.endswith("/loss") else "max") != cfg["monitor"]["mode"]:
+        raise ConfigError(f"monitor.mode={cfg['monitor']['mode']}: {metric} is better when {better}imal; set {better}")
+
+
+def rehearse_trainer(arguments: Mapping[str, Any]) -> Trainer:
+    """Builds a Trainer that writes nothing, to hear of what it cannot do here.
+
+    Raises:
+        ConfigError: More GPUs than there are, an unknown precision, ...
+    """
+    check_devices(arguments)
+    try:
+        return Trainer(
+            **{**arguments, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
+        )
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def check_devices(arguments: Mapping[str, Any]) -> None:
+    """Compares the GPUs that are asked for with those of this machine.
+
+    Raises:
+        ConfigError: There are fewer.
+    """
+    accelerator, devices = arguments.get("accelerator", "auto"), arguments.get("devices", "auto")
+    if accelerator not in ("gpu", "cuda"):
+        return
+    there = torch.cuda.device_count() or (torch.mps.device_count() if accelerator == "gpu" else 0)
+    wanted = 1 if devices in ("auto", -1, "-1") else len(devices) if isinstance(devices, list) else int(devices)
+    if wanted > there:
+        raise ConfigError(
+            f"trainer.devices={devices}: this machine has {there} GPU{'' if there == 1 else 's'} that torch can use; "
+            + (f"trainer.devices={there}" if there else "trainer=cpu runs without one")
+        )
+
+
+def check_optimization(module: BaseModule, datamodule: DataModule, trainer: Trainer) -> None:
+    """Builds optimizer and schedule once, for the arguments that they refuse themselves.
+
+    Raises:
+        ConfigError: In their own words.
+    """
+    batches = limited(datamodule.batches_per_epoch(trainer.world_size), trainer.limit_train_batches)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches)
+    try:
+        module.build_optimization(trainer.max_epochs or -1, steps)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"optimizer or scheduler: {error}") from error
+
+
+def preflight(module: BaseModule, datamodule: DataModule) -> None:
+    """Sends a few training and validation samples through the net and the loss, and leaves no trace of it.
+
+    It runs without gradient, in evaluation mode and with the random generators as before, so that a run with and
+    without it has equal weights.
+
+    Raises:
+        ConfigError: Data and net do not fit each other.
+    """
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    module.eval()
+    try:
+        with torch.no_grad():
+            for split in ("train", "val"):
+                positions = torch.arange(min(PREFLIGHT_SAMPLES, len(datamodule.splits[split])))
+                batch = datamodule.on_after_batch_transfer(datamodule.splits[split][positions], 0)
+                module.loss(module(batch.x), batch.y)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        shape = datamodule.facts.get("input_shape")
+        raise ConfigError(
+            f"model and data do not fit: {type(module.net).__name__} on samples of shape {shape}: {error}"
+        ) from error
+    finally:
+        module.train()
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])

@@ -1,0 +1,144 @@
+"""Points from which a run can go on, and the orderly end after a signal."""
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from src.engine import signals
+from src.engine.checkpoint import commit_mark, is_committed
+
+AGREEMENT_PERIOD = 8
+"""Batches between two agreements of several processes on whether to save or to stop."""
+
+
+class ResumePoints(Callback):
+    """Saves ``step-<batches done>.ckpt`` and lets ``last.ckpt`` name the newest; stops the run after a signal.
+
+    A save waits until the next batch is about to start: by then the last one has been logged, validated and counted,
+    and the stored counters are turned back by that one batch. Saves fall between optimizer steps and never on a
+    validation inside an epoch, where Lightning cannot be brought to the same state again. Must be the first callback,
+    so that the others have not acted on the new batch yet.
+
+    Args:
+        folder: The run's checkpoints.
+        config: The composed config; every checkpoint carries it.
+        every_n_steps: Also saves after this many batches inside an epoch.
+        every_minutes: Also saves when this much time has passed since the last save.
+        keep: How many to keep.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        every_n_steps: int | None = None,
+        every_minutes: float | None = None,
+        keep: int = 2,
+    ) -> None:
+        self.folder, self.config, self.keep = folder, config, keep
+        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+        self._saved_at, self._saved_time = 0, time.monotonic()
+        self._between_batches = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes SIGTERM back from Lightning, whose own handler would end the run with exit code 0."""
+        signals.install()
+        self._saved_at, self._saved_time = trainer.fit_loop.total_batch_idx + 1, time.monotonic()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Saves if it is time to, then stops if a signal has come."""
+        signum, late = self._agreed(trainer, batch_idx)
+        done = trainer.fit_loop.total_batch_idx
+        by_count = self.every_n_steps is not None and done % self.every_n_steps == 0
+        if signum or late or by_count or batch_idx == 0:
+            if not self._can_save(trainer, batch_idx):
+                return  # a signal stays set: the batch after this one, or the next, will do
+            if done != self._saved_at:
+                self._save(trainer, done)
+        if signum:
+            raise signals.Interrupted(signum)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Stops if a signal has come; the newest checkpoint is the one to go on from."""
+        self._stop_in_evaluation(trainer, batch_idx)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Stops if a signal has come."""
+        self._stop_in_evaluation(trainer, batch_idx)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the end of training."""
+        self._save(trainer, trainer.fit_loop.total_batch_idx + 1)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the config; turns "a batch is ready" back into "the batches before it are done"."""
+        checkpoint["config"] = dict(self.config)
+        if not self._between_batches:
+            return
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        batches, epochs = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]
+        batches["is_last_batch"] = False
+        for count in ("total", "current"):
+            batches[count]["ready"] -= 1
+            if batches["current"]["completed"] == 0:  # the epoch has not begun either
+                epochs[count]["ready"] = epochs[count]["started"] = epochs[count]["processed"]
+
+    def _agreed(self, trainer: Trainer, batch_idx: int) -> tuple[int, bool]:
+        """The signal that has come to any process, 0 if none, and whether a save is overdue on any."""
+        signum = signals.received() or 0
+        late = self.every_minutes is not None and time.monotonic() - self._saved_time >= 60 * self.every_minutes
+        if trainer.world_size == 1:
+            return signum, late
+        if batch_idx % AGREEMENT_PERIOD:
+            return 0, False
+        mine = torch.tensor([signum, int(late)], device=trainer.strategy.root_device)
+        first, second = trainer.strategy.reduce(mine, reduce_op="max").tolist()
+        return first, bool(second)
+
+    def _stop_in_evaluation(self, trainer: Trainer, batch_idx: int) -> None:
+        signum, _ = self._agreed(trainer, batch_idx)
+        if signum:
+            raise signals.Interrupted(signum)
+
+    @staticmethod
+    def _can_save(trainer: Trainer, batch_idx: int) -> bool:
+        if batch_idx % trainer.accumulate_grad_batches:
+            return False  # gradients are in no checkpoint
+        return batch_idx == 0 or not trainer.val_check_batch or batch_idx % trainer.val_check_batch != 0
+
+    def _save(self, trainer: Trainer, done: int) -> None:
+        path = self.folder / f"step-{done:09d}.ckpt"
+        self._between_batches = trainer.training and done == trainer.fit_loop.total_batch_idx
+        try:
+            trainer.save_checkpoint(path)  # on every process: it synchronises them
+        finally:
+            self._between_batches = False
+        self._saved_at, self._saved_time = done, time.monotonic()
+        if trainer.is_global_zero:
+            link(path, self.folder / "last.ckpt")
+            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+                trainer.strategy.checkpoint_io.remove_checkpoint(old)
+
+
+def link(path: Path, alias: Path) -> None:
+    """Makes `alias` another name of a committed checkpoint, without a moment in which there is none."""
+    for source, target in ((path, alias), (commit_mark(path), commit_mark(alias))):
+        temporary = target.with_name(f".{target.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        os.replace(temporary, target)
+
+
+def newest_point(folder: Path) -> Path | None:
+    """The newest complete resume point, None if there is none; a damaged one is passed over."""
+    points = sorted(folder.glob("step-*.ckpt"), reverse=True)
+    return next((path for path in points if is_committed(path)), None)

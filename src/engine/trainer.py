@@ -1,0 +1,83 @@
+"""Lightning's Trainer with what every run of this project has: loggers, callbacks, safe checkpoints."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from src.config import build
+from src.engine.callbacks import Reporter
+from src.engine.checkpoint import AtomicCheckpointIO
+from src.engine.plan import Plan
+from src.engine.resume import ResumePoints
+from src.engine.run import Closable, Run
+from src.tracking.local import LocalLogger
+from src.tracking.progress import Progress
+
+
+def build_trainer(plan: Plan, run: Run) -> Trainer:
+    """Builds the Trainer of a run."""
+    if plan.cfg["compile"]["backend"] is not None:
+        # In place: the keys of the state dict stay what they are without compilation.
+        plan.module.net.compile(backend=plan.cfg["compile"]["backend"], mode=plan.cfg["compile"]["mode"])
+    return Trainer(
+        **plan.cfg["trainer"],
+        logger=build_loggers(plan, run),
+        callbacks=build_callbacks(plan, run),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run.folder,
+        num_sanity_val_steps=0,  # the preflight has looked already
+        use_distributed_sampler=False,  # ours pads nothing
+    )
+
+
+def build_callbacks(plan: Plan, run: Run) -> list[Callback]:
+    """The callbacks of every run and those of the config; the order matters, see each."""
+    cfg, monitor = plan.cfg, plan.cfg["monitor"]
+    best = ModelCheckpoint(
+        run.checkpoints, "best", monitor["metric"], mode=monitor["mode"], enable_version_counter=False
+    )
+    points = ResumePoints(run.checkpoints, cfg, cfg["checkpoint"]["every_n_steps"], cfg["checkpoint"]["every_minutes"])
+    stopping = []
+    if cfg["early_stopping"]["patience"] is not None:
+        stopping = [EarlyStopping(monitor["metric"], mode=monitor["mode"], check_finite=False, **cfg["early_stopping"])]
+    own = [build(node, Callback) for node in cfg["callbacks"].values()]
+    return [
+        points,
+        Reporter(run, best, cfg["trainer"].get("log_every_n_steps") or 50),
+        Progress(),
+        *stopping,
+        *own,
+        best,
+    ]
+
+
+def build_loggers(plan: Plan, run: Run) -> list[Logger]:
+    """The local files of every run, and the tracker of the config."""
+    loggers: list[Logger] = [LocalLogger(run.folder)]
+    node: Mapping[str, Any] = plan.cfg["logger"]
+    if node:
+        injected: dict[str, Any] = {"save_dir": str(run.folder)}
+        if node["_target_"].startswith("src.tracking."):
+            injected["run"] = description(plan, run)
+        base: type[Logger] = Logger  # type: ignore[type-abstract]
+        loggers.append(build(node, base, **injected))
+    run.trackers = [logger for logger in loggers if isinstance(logger, Closable)]
+    return loggers
+
+
+def description(plan: Plan, run: Run) -> dict[str, Any]:
+    """What a tracker is told of a run, as plain values."""
+    cfg = plan.cfg
+    return {
+        "id": run.run_id,
+        "name": cfg["name"] or run.folder.name,
+        "tags": cfg["tags"],
+        "group": cfg["group"],
+        "notes": cfg["notes"],
+        "config": dict(cfg),
+        "facts": plan.datamodule.facts,
+        "parameters": sum(parameter.numel() for parameter in plan.module.parameters()),
+    }

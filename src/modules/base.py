@@ -1,0 +1,178 @@
+"""What the LightningModules share: building net, optimizer and schedule, one step, metrics once an epoch."""
+
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Protocol
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MetricCollection
+
+from src.config import build, resolve_target
+from src.modules.metrics import EpochMetrics, NonFiniteLossError
+from src.modules.optimization import build_optimizer, build_scheduler
+
+SPLITS = ("train", "val", "test")
+
+
+class Batch(Protocol):
+    """What a module needs of a batch: the net's input, the target, and how many samples there are."""
+
+    x: Any
+    y: Tensor
+
+    def __len__(self) -> int: ...
+
+
+class BaseModule(LightningModule):
+    """Net, optimizer and metrics of one task; a task adds its loss and its metrics.
+
+    Hyper-parameters are plain values only, so that a checkpoint loads without unpickling anything, and the net, the
+    optimizer and the schedule are built from them here.
+
+    Args:
+        net: ``_target_`` and arguments of the network; what the data determines (`facts`) is filled in.
+        facts: What the data knows and the net needs: ``input_shape``, ``num_classes``, ...
+        optimizer: ``_target_`` and arguments of the optimizer, and its ``param_groups``.
+        scheduler: ``_target_`` and arguments of the schedule; empty for a constant learning rate.
+        monitor: ``metric`` and ``mode``, for schedules that follow a metric.
+    """
+
+    net: nn.Module
+    metric_names: ClassVar[tuple[str, ...]] = ("loss",)
+
+    def __init__(
+        self,
+        net: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any],
+        monitor: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        accepted = inspect.signature(resolve_target(net["_target_"], nn.Module)).parameters
+        self.net = build(net, nn.Module, **{name: value for name, value in facts.items() if name in accepted})
+        self.metrics = nn.ModuleDict({f"{split}_metrics": EpochMetrics(self.build_metrics()) for split in SPLITS})
+        self.tables: dict[str, dict[str, Tensor]] = {}
+
+    def build_metrics(self) -> MetricCollection:
+        """The task's metrics besides the loss. What is not a scalar is kept in ``tables`` instead of being logged."""
+        raise NotImplementedError
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The mean loss of a batch."""
+        raise NotImplementedError
+
+    def forward(self, x: Any) -> Tensor:
+        """Returns the net's output."""
+        output: Tensor = self.net(x)
+        return output
+
+    def step(self, batch: Batch, split: str) -> Tensor:
+        """One batch of any split: the loss, and the outputs to the split's metrics."""
+        output = self(batch.x)
+        loss = self.loss(output, batch.y)
+        self.epoch_metrics(split).add(output, batch.y, loss)
+        return loss
+
+    def training_step(self, batch: Batch) -> Tensor:  # noqa: D102
+        return self.step(batch, "train")
+
+    def validation_step(self, batch: Batch) -> None:  # noqa: D102
+        self.step(batch, "val")
+
+    def test_step(self, batch: Batch) -> None:  # noqa: D102
+        self.step(batch, "test")
+
+    def on_train_epoch_end(self) -> None:  # noqa: D102
+        self.log_epoch("train")
+
+    def on_validation_epoch_end(self) -> None:  # noqa: D102
+        self.log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:  # noqa: D102
+        self.log_epoch("test")
+
+    def epoch_metrics(self, split: str) -> EpochMetrics:
+        """The metrics of one split."""
+        metrics = self.metrics[f"{split}_metrics"]
+        assert isinstance(metrics, EpochMetrics)
+        return metrics
+
+    def log_epoch(self, split: str) -> None:
+        """Reduces the split's metrics over the epoch and all processes, once, and logs them.
+
+        Raises:
+            NonFiniteLossError: See `check_finite`.
+        """
+        self.check_finite(split)
+        values = self.epoch_metrics(split).compute()
+        scalars = {f"{split}/{name}": value for name, value in values.items() if value.ndim == 0}
+        self.tables[split] = {name: value.cpu() for name, value in values.items() if value.ndim > 0}
+        self.log_dict(scalars, batch_size=1)  # the values are means over the epoch already
+
+    def check_finite(self, split: str) -> None:
+        """Hands pending outputs to the metrics, which looks at their losses.
+
+        Raises:
+            NonFiniteLossError: A loss was not finite; the message names the split and the step.
+        """
+        try:
+            self.epoch_metrics(split).flush()
+        except NonFiniteLossError as error:
+            (ago,) = error.args
+            batch = self.trainer.fit_loop.total_batch_idx - (ago if split == "train" else 0)
+            step = batch // self.trainer.accumulate_grad_batches
+            raise NonFiniteLossError(
+                f"the {split} loss is not finite at step {step} (epoch {self.current_epoch}); "
+                "a smaller optimizer.lr or trainer.gradient_clip_val=1.0 is the usual remedy"
+            ) from None
+
+    def build_optimization(self, max_epochs: int, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler | None]:
+        """The optimizer and the schedule of a run of this length.
+
+        Raises:
+            ConfigError: The schedule does not fit the run.
+        """
+        optimizer = build_optimizer(self.net, self.hparams["optimizer"])
+        scheduler = build_scheduler(
+            self.hparams["scheduler"],
+            optimizer,
+            max_epochs=max_epochs,
+            steps_per_epoch=steps_per_epoch,
+            mode=self.hparams["monitor"]["mode"],
+        )
+        return optimizer, scheduler
+
+    def configure_optimizers(self) -> Any:  # noqa: D102
+        trainer = self.trainer
+        # Not trainer.estimated_stepping_batches: it sets the loaders up before a resumed position has been restored.
+        batches = trainer.datamodule.batches_per_epoch(trainer.world_size)  # type: ignore[attr-defined]
+        steps = math.ceil(limited(batches, trainer.limit_train_batches) / trainer.accumulate_grad_batches)
+        optimizer, scheduler = self.build_optimization(trainer.max_epochs or -1, steps)
+        if scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": scheduler,
+                "interval": self.hparams["scheduler"]["interval"],
+                "monitor": self.hparams["monitor"]["metric"],
+            },
+        }
+
+
+def limited(batches: int, limit: int | float | None) -> int:
+    """How many batches remain under Lightning's ``limit_..._batches``: a count, or a share if it is a float."""
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def monitors(module: type[BaseModule], stages: Iterable[str] = ("train", "val")) -> list[str]:
+    """The metrics that a run can monitor while it trains."""
+    return [f"{split}/{name}" for split in stages for name in module.metric_names]

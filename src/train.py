@@ -1,0 +1,36 @@
+"""Trains and tests one experiment: ``python -m src.train experiment=NAME key=value ...``."""
+
+from src.config import compose
+from src.config.cli import run_entry
+from src.engine.signals import check, handled
+
+
+def main(overrides: list[str]) -> dict[str, float]:
+    """Runs the experiment and returns its metrics.
+
+    Raises:
+        ConfigError: What was asked for cannot be run; nothing has been written then.
+        Interrupted: A signal ended the run.
+    """
+    composed = compose(overrides)  # stage 1 of the checks, without torch
+    with handled():
+        from src.engine.plan import plan_run
+        from src.engine.results import announce, finish
+        from src.engine.run import claim
+        from src.engine.trainer import build_trainer
+
+        plan = plan_run(composed.cfg)  # stage 2: devices, data, shapes
+        check()
+        with claim(composed) as run:
+            announce(plan, run)
+            trainer = build_trainer(plan, run)
+            if plan.cfg["train"]:
+                trainer.fit(plan.module, datamodule=plan.datamodule)
+            if plan.cfg["test"]:
+                best = "best" if plan.cfg["train"] and not plan.cfg["trainer"].get("fast_dev_run") else None
+                trainer.test(plan.module, datamodule=plan.datamodule, ckpt_path=best, verbose=False, weights_only=True)
+            return finish(trainer, plan, run)
+
+
+if __name__ == "__main__":
+    run_entry(main)

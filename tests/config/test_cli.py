@@ -1,0 +1,132 @@
+"""The command line: what is an override, what only prints, and how a mistake ends."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src.config import ConfigError
+from src.config.cli import message, parse_command_line, run_entry
+
+
+def printed(capsys, *argv: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse_command_line(argv)
+    assert caught.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Nothing depends on the working folder, and printing leaves nothing there."""
+    monkeypatch.setattr(sys, "argv", ["train"])
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not list(tmp_path.iterdir())
+
+
+def test_overrides_pass_as_they_are():
+    assert parse_command_line(["a.b=c", "~x", "+y=1", "data.root=/a b=c"]) == [
+        "a.b=c",
+        "~x",
+        "+y=1",
+        "data.root=/a b=c",
+    ]
+
+
+def test_dashes_of_sweeps_are_taken_off():
+    assert parse_command_line(["--optimizer.lr=0.1", "--seed=3", "-x.y=--z"]) == [
+        "optimizer.lr=0.1",
+        "seed=3",
+        "x.y=--z",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["mnist_mlp"], "mnist_mlp: a setting is written key=value; did you mean experiment=mnist_mlp?"),
+        (["--lr", "3"], "--lr: there is no such flag; a setting is written key=value, --help lists the flags"),
+        (["--cfg", "nope"], "argument --cfg/-c: invalid choice: 'nope' (choose from 'job', 'hydra', 'all')"),
+        (["--resolve"], "--package and --resolve belong to --cfg"),
+        (
+            ["-m", "seed=1,2"],
+            "--multirun: several runs need a process each, which python -m src.sweep will give them; "
+            "by hand: for seed in 0 1 2; do python -m src.train seed=$seed; done",
+        ),
+        (
+            ["--cfg", "job", "optimizer.lrr=1"],
+            "optimizer.lrr=1: torch.optim.Adam has no argument lrr; did you mean optimizer.lr?",
+        ),
+    ],
+)
+def test_mistakes(argv, text):
+    with pytest.raises(ConfigError) as caught:
+        parse_command_line(argv)
+    assert str(caught.value).replace("job, hydra, all", "'job', 'hydra', 'all'") == text
+
+
+def test_help_names_what_there_is(capsys):
+    text = printed(capsys, "--help")
+    assert text.startswith("usage: python -m src.train [experiment=NAME]")
+    assert "\n  mnist_linear " in text
+    assert "\n  optimizer " in text
+    assert "adamw" in text
+    assert printed(capsys, "-h") == text
+
+
+def test_cfg_prints_the_composed_configuration(capsys):
+    text = printed(capsys, "--cfg", "job", "trainer.accumulate_grad_batches=2", "data=mnist", "data.root=/a=b (é)")
+    cfg = yaml.safe_load(text)
+    assert cfg["trainer"]["accumulate_grad_batches"] == 2
+    assert cfg["data"]["root"] == "/a=b (é)"
+
+
+def test_cfg_of_one_package(capsys):
+    text = printed(capsys, "--cfg", "job", "--package", "optimizer", "optimizer.lr=3")
+    assert yaml.safe_load(text)["lr"] == 3
+
+
+def test_other_flags_of_hydra(capsys):
+    assert "mode: RUN" in printed(capsys, "--cfg", "hydra", "-p", "hydra", "hydra.mode=RUN")
+    assert "configs" in printed(capsys, "--info", "searchpath")
+    assert printed(capsys, "--version").startswith("Hydra 1.3")
+    assert "--multirun" in printed(capsys, "--hydra-help")
+
+
+def test_one_problem_and_several():
+    assert message(ConfigError("a")) == "error: a"
+    assert message(ConfigError("a", "b", "a")) == "error: 2 problems:\n  a\n  b"
+
+
+def test_a_mistake_ends_in_one_message(capsys, monkeypatch):
+    def main(_: list[str]) -> None:
+        raise ConfigError("a", "b")
+
+    with pytest.raises(SystemExit) as caught:
+        run_entry(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: 2 problems:\n  a\n  b\n"
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(SystemExit) as caught:
+        run_entry(main)
+    assert caught.value.code == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_other_errors_are_not_touched():
+    def main(_: list[str]) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_entry(main)
+
+
+def test_from_any_folder(tmp_path):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "src.explain", "optimizer.lrr"]
+    done = subprocess.run(command, env={"PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: optimizer.lrr: there is no such key; did you mean optimizer.lr?\n"

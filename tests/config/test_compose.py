@@ -1,0 +1,128 @@
+"""What a composed configuration holds, and that it costs no import of torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from src.config import ConfigError, compose
+from src.config.files import ConfigFolder
+
+
+def test_default_experiment():
+    composed = compose()
+    assert composed.cfg["experiment"] == composed.choices["experiment"] == "mnist_linear"
+    assert composed.cfg["data"]["_target_"] == "src.data.mnist.MNISTSubsetDataModule"
+    assert composed.cfg["optimizer"]["lr"] == 2e-3
+
+
+@pytest.mark.parametrize("experiment", ConfigFolder().options("experiment"))
+def test_every_shipped_experiment_is_right(experiment):
+    assert compose([f"experiment={experiment}"]).choices["experiment"] == experiment
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [f"{group}={name}" for group in ConfigFolder().groups() for name in ConfigFolder().options(group)],
+)
+def test_every_shipped_choice_is_right(choice):
+    group, _, name = choice.partition("=")
+    assert compose([choice]).choices[group] == name
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("optimizer.lr=1e-3", "optimizer.lr", 1e-3),
+        ("optimizer.lr=1", "optimizer.lr", 1),
+        ("+optimizer.eps=1e-7", "optimizer.eps", 1e-7),
+        ("optimizer.eps=1e-7", "optimizer.eps", 1e-7),
+        ("trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches", 2),
+        ("trainer.precision=16-mixed", "trainer.precision", "16-mixed"),
+        ("trainer.precision=32", "trainer.precision", 32),
+        ("trainer.devices=[0,1]", "trainer.devices", [0, 1]),
+        ("trainer.max_time={hours: 1}", "trainer.max_time", {"hours": 1}),
+        ("early_stopping.patience=null", "early_stopping.patience", None),
+        ("name=42", "name", "42"),
+        ("name=é, ü (2)", "name", "é, ü (2)"),
+        ("notes='quoted'", "notes", "quoted"),
+        ("tags=[a,1]", "tags", ["a", "1"]),
+        ("seed=0", "seed", 0),
+        ("scheduler=null", "scheduler", {}),
+        ("~scheduler", "scheduler", {}),
+        ("~experiment", "experiment", None),
+        ("+experiment=mnist_mlp", "experiment", "mnist_mlp"),
+        ("name=${monitor.metric}", "name", "val/acc"),
+        ("runs_dir=/tmp/a=b, c (d)", "runs_dir", "/tmp/a=b, c (d)"),
+    ],
+)
+def test_override(override, key, value):
+    node = compose([override]).cfg
+    for part in key.split("."):
+        node = node[part]
+    assert node == value
+    assert type(node) is type(value)
+
+
+def test_a_key_can_be_taken_away():
+    assert "fused" not in compose(["~optimizer.fused"]).cfg["optimizer"]
+
+
+def test_environment_sets_folders(monkeypatch):
+    monkeypatch.setenv("RUNS_DIR", "/tmp/runs of {me}")
+    monkeypatch.setenv("DATA_ROOT", "/tmp/data=here")
+    cfg = compose(["data=mnist"]).cfg
+    assert (cfg["runs_dir"], cfg["data"]["root"]) == ("/tmp/runs of {me}", "/tmp/data=here")
+
+
+def test_own_settings_of_a_machine(configs):
+    (configs / "local").mkdir()
+    (configs / "local/default.yaml").write_text("# @package _global_\ntrainer:\n  accelerator: cpu\n", encoding="utf-8")
+    composed = compose([], configs)
+    assert composed.cfg["trainer"]["accelerator"] == "cpu"
+    assert composed.provenance["trainer.accelerator"][-1].where == "configs/local/default.yaml:3"
+    (configs / "local/default.yaml").write_text("# @package _global_\ntrainr:\n  accelerator: cpu\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"^configs/local/default.yaml:3: trainr.accelerator: there is no key trainr"):
+        compose([], configs)
+
+
+def test_optional_keys_are_filled_with_what_switches_them_off(configs):
+    text = (configs / "train.yaml").read_text(encoding="utf-8")
+    (configs / "train.yaml").write_text(text[: text.index("early_stopping:")], encoding="utf-8")
+    cfg = compose([], configs).cfg
+    assert cfg["early_stopping"] == {"patience": None, "min_delta": 0.0}
+    assert cfg["compile"] == {"backend": None, "mode": None}
+
+
+def test_choices_keep_their_order_of_precedence(configs):
+    (configs / "experiment/mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n- override /optimizer: sgd\noptimizer:\n  lr: 5.0\n", encoding="utf-8"
+    )
+    assert compose(["experiment=mine"], configs).cfg["optimizer"]["lr"] == 5.0
+    composed = compose(["experiment=mine", "optimizer=adam", "optimizer.lr=7"], configs)
+    assert composed.choices["optimizer"] == "adam"
+    assert [setting.text for setting in composed.provenance["optimizer.lr"]] == ["1.0e-3", "5.0", "7"]
+
+
+def test_no_torch_is_imported(tmp_path):
+    code = """
+import sys
+from src.config import ConfigError, compose
+from src.config.cli import run_entry
+from src.config.explain import explain
+explain(compose(["experiment=mnist_mlp", "trainer.precision=16-mixed"]), "trainer")
+try:
+    compose(["optimizer.lr=fast", "model.net._target_=src.nets.linear.Nothing"])
+except ConfigError as error:
+    assert len(error.problems) == 2, error
+heavy = {"torch", "lightning", "torchvision", "numpy", "wandb", "torchmetrics"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_hydra_is_left_as_it_was():
+    from hydra.core.global_hydra import GlobalHydra
+
+    compose()
+    assert not GlobalHydra.instance().is_initialized()

@@ -1,0 +1,67 @@
+"""What the tests share: a clean environment, the real command line, and runs in a folder of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["logger=none", "trainer=cpu"]
+"""Overrides for tests of something else than trackers and devices."""
+
+os.environ["OMP_NUM_THREADS"] = "1"  # two test processes on two cores: more threads only get in each other's way
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees the person's own W&B account, folders or job."""
+    for name in list(os.environ):
+        if name.startswith(("WANDB_", "SLURM_", "HYDRA_")) or name in ("RUNS_DIR", "DATA_ROOT", "PL_GLOBAL_SEED"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs ``python -m MODULE ARGUMENTS`` in a process of its own, from the repository's root."""
+
+    def run(module: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=cwd,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run
+
+
+@pytest.fixture
+def train() -> Callable[..., dict[str, float]]:
+    """Trains in this process through the door that the command line uses."""
+    import torch
+
+    from src.train import main
+
+    torch.set_num_threads(1)
+    return lambda *overrides: main([*QUICK, *overrides])
+
+
+@pytest.fixture
+def run_folders(tmp_path: Path) -> Callable[[], list[Path]]:
+    """The run folders of this test, oldest first."""
+    return lambda: sorted((tmp_path / "runs").glob("*/*"))
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """What the run says of itself."""
+    value: dict[str, Any] = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    return value

@@ -1,0 +1,63 @@
+"""python -m src.prepare: what it fetches, prints and says when it cannot."""
+
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.config import ConfigError
+from src.config.cli import run_entry
+from src.prepare import USAGE, main
+from tests.fakes import write_mnist
+
+SMALL = ["data.val_size=20", "data.batch_size=16"]
+
+
+def test_prints_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_mnist(tmp_path, "FashionMNIST", train=64, test=32)
+    main(["data=fashion_mnist", f"data.root={tmp_path}", *SMALL])
+    assert capsys.readouterr().out == (
+        "fashion_mnist: train 44, val 20, test 32 samples\n"
+        "10 classes: T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot\n"
+        f"ready in {folder}\n"
+    )
+
+
+def test_the_embedded_digits_need_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data=mnist_subset"])
+    assert capsys.readouterr().out == (
+        "mnist_subset: train 3500, val 750, test 750 samples\n"
+        "10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n"
+        "ready in an installed package\n"
+    )
+
+
+def test_root_may_hold_anything_a_path_may(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "my (daten), = ü"
+    folder = write_mnist(root)
+    main(["data=mnist", f"data.root={root}", *SMALL])
+    assert capsys.readouterr().out.endswith(f"ready in {folder}\n")
+
+
+def test_failed_download_ends_with_the_reason_and_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_network(*args: Any, **kwargs: Any) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(sys, "argv", ["src.prepare", "data=mnist", f"data.root={tmp_path}"])
+    with pytest.raises(SystemExit) as caught:
+        run_entry(main, USAGE)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: the download of MNIST to {tmp_path}/MNIST/raw failed: ")
+    assert "Temporary failure in name resolution" in error
+    assert "Traceback" not in error
+
+
+def test_misspelt_data_set_is_refused() -> None:
+    with pytest.raises(ConfigError, match="mnist"):
+        main(["data=mnits"])

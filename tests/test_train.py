@@ -1,0 +1,298 @@
+"""The main job, through the door that people use."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import QUICK, ROOT, status
+
+Train = Callable[..., dict[str, float]]
+Folders = Callable[[], list[Path]]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_default_experiment_on_the_command_line(command: Command, run_folders: Folders, tmp_path: Path) -> None:
+    done = command("src.train")
+    assert done.returncode == 0, done.stderr
+    (folder,) = run_folders()
+    assert done.stdout.splitlines()[-1] == f"run folder: {folder}"
+    assert "W&B offline" in done.stdout + done.stderr
+    report = status(folder)
+    assert (report["state"], report["exit_code"], report["reason"]) == ("finished", 0, None)
+    assert report["metrics"]["test/acc"] >= 0.88
+    assert f"test/acc {report['metrics']['test/acc']:>11.4f}" in done.stdout
+    assert report["best"]["metric"] == "val/acc"
+    assert {path.name for path in (folder / "plots").iterdir()} == {"loss_curves.png", "confusion_matrix.png"}
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
+    assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_best_score_is_that_of_the_tested_checkpoint(train: Train, run_folders: Folders) -> None:
+    train("trainer.max_epochs=4", "optimizer.lr=0.05")
+    (folder,) = run_folders()
+    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = [float(row["val/acc"]) for row in rows if row["val/acc"]]
+    assert len(scores) == 4
+    assert status(folder)["best"]["value"] == max(scores)
+    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] == scores.index(max(scores))
+
+
+def test_equal_runs_give_equal_weights_and_rows(train: Train, run_folders: Folders) -> None:
+    for seed in (0, 0, 1):
+        train("trainer.max_epochs=2", f"seed={seed}")
+    first, again, other = run_folders()
+    assert equal(weights(first), weights(again))
+    assert (first / "metrics.csv").read_bytes() == (again / "metrics.csv").read_bytes()
+    assert (first / "metrics.jsonl").read_bytes() == (again / "metrics.jsonl").read_bytes()
+    assert not equal(weights(first), weights(other))
+
+
+def test_preflight_leaves_no_trace(train: Train, run_folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("model=mlp", "trainer.max_epochs=1")
+    train(*arguments)
+    monkeypatch.setattr("src.engine.plan.preflight", lambda module, datamodule: None)
+    train(*arguments)
+    with_it, without = run_folders()
+    assert equal(weights(with_it), weights(without))
+
+
+def test_every_step_is_in_the_rows_once(train: Train, run_folders: Folders) -> None:
+    train("trainer.max_epochs=2", "trainer.log_every_n_steps=10")
+    (folder,) = run_folders()
+    with open(folder / "metrics.csv", encoding="utf-8", newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == [9, 19, 29, 39, 49, 53, 63, 73, 83, 93, 103, 107, 108]
+    assert "perf" not in (folder / "metrics.jsonl").read_text()
+    assert "perf/epoch_seconds" in (folder / "perf.csv").read_text()
+
+
+def test_learning_rate_rows_follow_the_schedule(train: Train, run_folders: Folders) -> None:
+    train("trainer.max_epochs=2", "trainer.log_every_n_steps=1", "scheduler=cosine", "optimizer.lr=0.01")
+    (folder,) = run_folders()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["train/lr"] for row in rows if "train/lr" in row]
+    assert len(rates) == 108
+    assert rates[0] == pytest.approx(0.01 / 55)
+    assert rates[54] == pytest.approx(0.01)  # after one epoch of warm-up
+    assert rates[-1] < 1e-4
+
+
+def test_a_diverging_run_stops_and_names_the_step(train: Train, run_folders: Folders) -> None:
+    from src.modules.metrics import NonFiniteLossError
+
+    with pytest.raises(NonFiniteLossError, match=r"the train loss is not finite at step \d+ \(epoch 0\)"):
+        train("model=mlp", "optimizer=sgd", "optimizer.lr=1e30", "trainer.log_every_n_steps=7")
+    (folder,) = run_folders()
+    report = status(folder)
+    assert (report["state"], report["exit_code"]) == ("failed", 1)
+    assert "NonFiniteLossError: the train loss is not finite at step " in report["reason"]
+
+
+def test_the_step_of_a_non_finite_loss_is_exact(
+    train: Train, run_folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from src.modules.classification import ClassificationModule
+    from src.modules.metrics import NonFiniteLossError
+
+    computed = ClassificationModule.loss
+    calls = iter(range(1000))
+
+    def spoiled(self: ClassificationModule, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        loss = computed(self, output, target)
+        # The preflight takes two calls.
+        return loss * float("nan") if next(calls) == 2 + 37 else loss
+
+    monkeypatch.setattr(ClassificationModule, "loss", spoiled)
+    with pytest.raises(NonFiniteLossError, match=r"at step 37 \(epoch 0\)"):
+        train()
+
+
+def test_an_exception_is_a_failed_run(train: Train, run_folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the net fell over")
+
+    monkeypatch.setattr("src.modules.classification.ClassificationModule.on_train_epoch_end", broken)
+    with pytest.raises(RuntimeError, match="fell over"):
+        train()
+    (folder,) = run_folders()
+    report = status(folder)
+    assert (report["state"], report["exit_code"]) == ("failed", 1)
+    assert report["reason"] == "RuntimeError: the net fell over"
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_in_order(signum: int, code: int, run_folders: Folders) -> None:
+    process = start("trainer.max_epochs=-1", "early_stopping.patience=null", "logger=wandb")
+    wait_for(lambda: rows_of(run_folders()) > 3, process)
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    (folder,) = run_folders()
+    report = status(folder)
+    assert (report["state"], report["exit_code"]) == ("interrupted", code)
+    assert report["reason"] == f"stopped by {signal.Signals(signum).name}"
+    assert "Traceback" not in output
+    saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    progress = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+    assert progress["ready"] == progress["completed"] == saved["global_step"] > 54
+
+
+def test_a_signal_during_the_imports_leaves_no_run(run_folders: Folders) -> None:
+    process = start()
+    time.sleep(1.5)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert run_folders() == []
+
+
+def test_no_secret_reaches_the_run_folder(command: Command, run_folders: Folders) -> None:
+    secrets = {"WANDB_API_KEY": "b" * 40, "AWS_SECRET_ACCESS_KEY": "s3cr3t-of-aws", "MY_TOKEN": "t0ken-of-mine"}
+    done = command("src.train", "logger.mode=offline", "trainer.max_epochs=1", "trainer=cpu", **secrets)
+    assert done.returncode == 0, done.stderr
+    (folder,) = run_folders()
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        content = path.read_bytes()
+        assert not [value for value in secrets.values() if value.encode() in content], path
+
+
+def test_two_processes_make_one_run_with_the_same_numbers(command: Command, train: Train, run_folders: Folders) -> None:
+    done = command("src.train", "trainer=ddp_sim", "trainer.max_epochs=2", "logger.mode=offline")
+    assert done.returncode == 0, done.stderr
+    (folder,) = run_folders()
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+    assert done.stdout.count("run folder: ") == 1
+    alone = train("trainer.max_epochs=2")
+    for name, value in status(folder)["metrics"].items():
+        assert value == pytest.approx(alone[name], abs=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("monitor.metric=val/accuracy", "monitor.metric=val/accuracy: no metric of that name; did you mean val/acc?"),
+        ("monitor.mode=min", "monitor.mode=min: val/acc is better when maximal; set max"),
+        ("trainer.devices=3", "data.batch_size=64"),
+        ("data.batch_size=3501", "data.batch_size=3501, the batch over all processes, is larger than the training part"),
+        ("trainer.strategy=teleport", "trainer: You selected an invalid strategy name: `strategy='teleport'`"),
+        ("optimizer=sgd optimizer.momentum=0", "optimizer or scheduler: Nesterov momentum requires a momentum"),
+        ("scheduler=cosine trainer.max_epochs=-1", "CosineAnnealingLR needs to know the run's end"),
+        ("scheduler=plateau scheduler.warmup_epochs=1", "a plateau schedule has no warm-up"),
+    ],
+)
+def test_refused_before_a_run_folder_exists(override: str, message: str, train: Train, run_folders: Folders) -> None:
+    from src.config import ConfigError
+
+    with pytest.raises(ConfigError) as caught:
+        train(*override.split())
+    assert message in str(caught.value)
+    assert run_folders() == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs to give")
+def test_more_gpus_than_there_are(train: Train, run_folders: Folders) -> None:
+    from src.config import ConfigError
+
+    with pytest.raises(ConfigError) as caught:
+        train("trainer=gpu", "trainer.devices=2")
+    assert str(caught.value) == (
+        "trainer.devices=2: this machine has 0 GPUs that torch can use; trainer=cpu runs without one"
+    )
+    assert run_folders() == []
+
+
+def test_problems_of_both_kinds_are_listed_together(train: Train) -> None:
+    from src.config import ConfigError
+
+    with pytest.raises(ConfigError) as caught:
+        train("monitor.metric=val/accuracy", "trainer.strategy=teleport", "data.batch_size=100000")
+    assert len(caught.value.problems) == 3
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(command: Command, run_folders: Folders) -> None:
+    done = command("src.train", "monitor.metric=val/accuracy")
+    assert done.returncode == 2
+    assert done.stderr == "error: monitor.metric=val/accuracy: no metric of that name; did you mean val/acc?\n"
+    assert done.stdout == ""
+    assert run_folders() == []
+
+
+def test_paths_may_hold_anything(train: Train, tmp_path: Path) -> None:
+    from tests.fakes import write_mnist
+
+    odd = tmp_path / "ünï cödé = (a, b) [c] {d} 'e' #f"
+    write_mnist(odd / "data", train=300, test=50)
+    arguments = ["data=mnist", "data.val_size=50", "trainer.max_epochs=1", "data.batch_size=50"]
+    train(f"data.root={odd / 'data'}", f"runs_dir={odd / 'runs'}", *arguments)
+    (folder,) = (odd / "runs").glob("*/*")
+    assert status(folder)["state"] == "finished"
+    assert (folder / "checkpoints/best.ckpt").is_file()
+
+
+def test_compiled_and_plain_checkpoints_have_the_same_keys(train: Train, run_folders: Folders) -> None:
+    arguments = ["model=mlp", "trainer.max_epochs=1", "trainer.limit_train_batches=5"]
+    train(*arguments)
+    train(*arguments, "compile.backend=eager")
+    plain, compiled = run_folders()
+    assert weights(plain).keys() == weights(compiled).keys()
+    assert not [key for key in weights(compiled) if "_orig_mod" in key]
+
+
+def test_stages_can_be_left_out(train: Train, run_folders: Folders) -> None:
+    metrics = train("test=false", "trainer.max_epochs=1")
+    assert "val/acc" in metrics
+    assert "test/acc" not in metrics
+    assert "test/acc" in train("train=false")
+    assert status(run_folders()[1])["metrics"].keys() == {"test/loss", "test/acc", "test/f1"}
+
+
+def test_lightning_debug_runs_work(train: Train) -> None:
+    assert "test/acc" in train("trainer.fast_dev_run=true")
+
+
+def start(*overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "src.train", *QUICK, *overrides],
+        cwd=ROOT,
+        env=dict(os.environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def rows_of(folders: list[Path]) -> int:
+    path = folders[0] / "metrics.jsonl" if folders else None
+    return len(path.read_text().splitlines()) if path and path.exists() else 0
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,153 @@
+"""What the pictures show: texts, curves, colours; and that equal pictures are equal files."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from src.tracking.plots import LONGEST_NAME, confusion_matrix, loss_curves, pixels, save_png
+
+ROWS = [
+    {"step": 9, "epoch": 0, "train/loss": 2.0, "val/loss": 1.5, "val/acc": 0.5},
+    {"step": 19, "epoch": 1, "train/loss": 1.0, "val/loss": math.nan, "val/acc": 0.75},
+    {"step": 29, "epoch": 2, "train/loss": 0.5, "val/loss": 1.25, "val/acc": 0.875},
+    {"step": 30, "epoch": 3, "test/acc": 0.9},
+]
+
+
+def texts(figure: Figure) -> set[str]:
+    figure.draw_without_rendering()
+    return {
+        text.get_text() for axes in figure.axes for text in axes.findobj(lambda artist: hasattr(artist, "get_text"))
+    }
+
+
+def curves(figure: Figure, axes: int) -> dict[str, tuple[list[float], list[float]]]:
+    return {
+        str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in figure.axes[axes].get_lines()
+    }
+
+
+def test_curves_hold_the_rows_by_epoch() -> None:
+    figure = loss_curves(ROWS, "val/acc")
+    loss, accuracy = curves(figure, 0), curves(figure, 1)
+    assert loss["training"] == ([1, 2, 3], [2.0, 1.0, 0.5])
+    assert loss["validation"][0] == [1, 2, 3]
+    assert loss["validation"][1][::2] == [1.5, 1.25] and math.isnan(loss["validation"][1][1])
+    assert accuracy == {"validation": ([1, 2, 3], [0.5, 0.75, 0.875])}
+
+
+def test_axes_are_labelled_with_names_and_units() -> None:
+    figure = loss_curves(
+        [{"epoch": 0, "train/loss": 1.0, "val/mae": 0.1}], "val/mae", {"mae": "eV/atom", "loss": "nats"}
+    )
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes] == [
+        ("epoch", "loss (nats)"),
+        ("epoch", "mean absolute error (eV/atom)"),
+    ]
+    assert [axes.get_ylabel() for axes in loss_curves(ROWS, "val/acc").axes] == ["loss", "accuracy"]
+
+
+def test_a_monitored_loss_is_not_drawn_twice() -> None:
+    assert len(loss_curves(ROWS, "val/loss").axes) == len(loss_curves(ROWS).axes) == 1
+
+
+@pytest.mark.parametrize("rows", [[], [{"epoch": 0, "train/loss": math.nan}], [{"epoch": None, "train/loss": 1.0}]])
+def test_a_run_without_a_finite_value_says_so(rows: list[dict[str, float | None]]) -> None:
+    assert {"no finite loss was logged", "no finite accuracy was logged"} <= texts(loss_curves(rows, "val/acc"))
+
+
+def test_confusion_matrix_of_two_classes_is_complete() -> None:
+    figure = confusion_matrix([[90, 10], [0, 5]], ["cat", "dog"], "Test")
+    assert {"90", "10", "5", "cat", "dog", "true class", "predicted class", "share of the true class"} <= texts(figure)
+    assert "0" not in {text.get_text() for text in figure.axes[0].texts}
+    assert figure.axes[0].get_title() == "Test\n105 samples, 90.48% correct"
+
+
+def test_colour_is_the_share_of_the_true_class() -> None:
+    """Rows of 1,000 and of 10 samples with equal shares look the same, and a lone mistake is seen."""
+    image = confusion_matrix([[900, 100], [1, 9]], ["a", "b"]).axes[0].get_images()[0]
+    shade = np.asarray(image.get_array())
+    assert shade[0, 0] == shade[1, 1] and shade[0, 1] == shade[1, 0]
+    rare = np.asarray(confusion_matrix([[99999, 1], [0, 1]], ["a", "b"]).axes[0].get_images()[0].get_array())
+    assert rare[0, 1] > 0.1 and rare[1, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("classes", "named", "numbers"), [(2, 2, True), (10, 10, True), (100, 20, False), (1000, 20, False)]
+)
+def test_names_and_numbers_as_far_as_they_can_be_read(classes: int, named: int, numbers: bool) -> None:
+    figure = confusion_matrix(np.full((classes, classes), 12), [f"class {i}" for i in range(classes)])
+    axes = figure.axes[0]
+    assert len(axes.get_xticks()) == len(axes.get_yticks()) == named
+    assert bool(axes.texts) is numbers
+    assert all(text.get_fontsize() >= 5.5 for text in [*axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()])
+
+
+def test_counts_that_do_not_fit_are_left_out_together() -> None:
+    wide = np.eye(40, dtype=int) * 1_000_000 + 1
+    assert not list(confusion_matrix(wide, [str(i) for i in range(40)]).axes[0].texts)
+
+
+def test_no_text_leaves_the_picture_or_covers_another() -> None:
+    names = [f"a rather long class name, number {i}" for i in range(25)]
+    figure = confusion_matrix(np.full((25, 25), 7), names)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    labels = [*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label, axes.yaxis.label, axes.title]
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+def test_long_names_keep_the_end_that_tells_them_apart() -> None:
+    names = [f"an image of the digit number {i}" for i in range(3)]
+    shown = [label.get_text() for label in confusion_matrix(np.eye(3, dtype=int), names).axes[0].get_yticklabels()]
+    assert shown == ["an image… number 0", "an image… number 1", "an image… number 2"]
+    assert max(map(len, shown)) == LONGEST_NAME
+
+
+def test_names_are_not_formulas() -> None:
+    figure = confusion_matrix(np.eye(2, dtype=int), ["$5_{", "a\nb $"], "cost in $_{")
+    assert {"$5_{", "a b $"} <= texts(figure)
+    pixels(figure)
+
+
+def test_no_samples_and_one_class_are_drawn() -> None:
+    assert confusion_matrix([[0, 0], [0, 0]], ["a", "b"]).axes[0].get_title() == "Confusion matrix\n0 samples"
+    assert confusion_matrix([[3]], ["a"]).axes[0].texts[0].get_text() == "3"
+
+
+def test_a_matrix_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"of 3 classes has shape \(3, 3\), not \(2, 2\)"):
+        confusion_matrix(np.eye(2), ["a", "b", "c"])
+
+
+def test_equal_pictures_are_equal_files_without_a_version(tmp_path: Path) -> None:
+    for name in ("one.png", "two.png"):
+        save_png(loss_curves(ROWS, "val/acc"), tmp_path / name)
+    content = (tmp_path / "one.png").read_bytes()
+    assert content == (tmp_path / "two.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n") and b"atplotlib" not in content
+    assert sorted(os.listdir(tmp_path)) == ["one.png", "two.png"]
+
+
+def test_pixels_are_those_of_the_file(tmp_path: Path) -> None:
+    from PIL import Image
+
+    figure = confusion_matrix([[1, 0], [0, 1]], ["a", "b"])
+    image = pixels(figure)
+    save_png(figure, tmp_path / "figure.png")
+    assert image.dtype == np.uint8 and image.min() < 60 and image.max() == 255
+    assert np.array_equal(image, np.asarray(Image.open(tmp_path / "figure.png").convert("RGB")))
+
+
+def test_the_module_needs_neither_torch_nor_matplotlib_to_be_imported() -> None:
+    probe = "import sys; import src.tracking.plots; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", probe], cwd=Path(__file__).parents[2]).returncode == 0
