@@ -3,21 +3,29 @@
 import pytest
 
 from src.config import ConfigError
+from src.config.files import CONFIG_DIR
 from src.explain import main
+
+
+def at(file: str, start: str) -> str:
+    """`configs/<file>:<line>` of the first line that begins so."""
+    lines = (CONFIG_DIR / file).read_text(encoding="utf-8").splitlines()
+    return f"configs/{file}:{next(n for n, line in enumerate(lines, 1) if line.strip().startswith(start))}"
+
 
 CASES = {
     "a file over a file": (
         ["optimizer.lr"],
         "optimizer.lr = 0.002\n"
-        "  configs/experiment/mnist_linear.yaml:9\n"
-        "  replaced 1.0e-3  configs/optimizer/adam.yaml:2",
+        f"  {at('experiment/mnist_linear.yaml', 'lr:')}\n"
+        f"  replaced 1.0e-3  {at('optimizer/adam.yaml', 'lr:')}",
     ),
     "the command line over files": (
         ["optimizer.lr", "optimizer.lr=1"],
         "optimizer.lr = 1\n"
         "  command line: optimizer.lr=1\n"
-        "  replaced 2.0e-3  configs/experiment/mnist_linear.yaml:9\n"
-        "  replaced 1.0e-3  configs/optimizer/adam.yaml:2",
+        f"  replaced 2.0e-3  {at('experiment/mnist_linear.yaml', 'lr:')}\n"
+        f"  replaced 1.0e-3  {at('optimizer/adam.yaml', 'lr:')}",
     ),
     "a default of a class": (["optimizer.betas"], "optimizer.betas = (0.9, 0.999)\n  default of torch.optim.Adam"),
     "a default of the trainer": (
@@ -28,16 +36,18 @@ CASES = {
     "a section": (
         ["model", "model=mlp", "model.net.hidden_sizes=[8]"],
         "model._target_ = src.modules.classification.ClassificationModule\n"
-        "  configs/model/mlp.yaml:2\n"
+        f"  {at('model/mlp.yaml', '_target_:')}\n"
         "model.net._target_ = src.nets.linear.MLP\n"
-        "  configs/model/mlp.yaml:4\n"
+        f"  {at('model/mlp.yaml', '_target_: src.nets')}\n"
         "model.net.hidden_sizes = [8]\n"
         "  command line: model.net.hidden_sizes=[8]\n"
-        "  replaced [64, 128, 64]  configs/model/mlp.yaml:5",
+        f"  replaced [64, 128, 64]  {at('model/mlp.yaml', 'hidden_sizes:')}",
     ),
     "a choice": (
         ["experiment", "experiment=mnist_mlp"],
-        "experiment = mnist_mlp\n  command line: experiment=mnist_mlp\n  replaced mnist_linear  configs/train.yaml:12",
+        "experiment = mnist_mlp\n"
+        "  command line: experiment=mnist_mlp\n"
+        f"  replaced mnist_linear  {at('train.yaml', '- experiment:')}",
     ),
 }
 

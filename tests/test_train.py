@@ -197,7 +197,10 @@ def test_two_processes_make_one_run_with_the_same_numbers(command: Command, trai
         ("monitor.metric=val/accuracy", "monitor.metric=val/accuracy: no metric of that name; did you mean val/acc?"),
         ("monitor.mode=min", "monitor.mode=min: val/acc is better when maximal; set max"),
         ("trainer.devices=3", "data.batch_size=64"),
-        ("data.batch_size=3501", "data.batch_size=3501, the batch over all processes, is larger than the training part"),
+        (
+            "data.batch_size=3501",
+            "data.batch_size=3501, the batch over all processes, is larger than the training part",
+        ),
         ("trainer.strategy=teleport", "trainer: You selected an invalid strategy name: `strategy='teleport'`"),
         ("optimizer=sgd optimizer.momentum=0", "optimizer or scheduler: Nesterov momentum requires a momentum"),
         ("scheduler=cosine trainer.max_epochs=-1", "CosineAnnealingLR needs to know the run's end"),

@@ -132,22 +132,32 @@ def _hydra_flags(flags: argparse.Namespace) -> Iterator[str]:
 
 
 def _print_by_hydra(flags: list[str], overrides: list[str], prog: str) -> NoReturn:
-    """Hands over to Hydra, which prints and runs nothing; what it is to print has passed our own checks first."""
+    """Hands over to Hydra, which prints and runs nothing."""
     import hydra
 
-    from src.config.compose import compose
-    from src.config.overrides import parse_override
+    from src.config.compose import PRIMARY
 
     if "--cfg" not in flags and {"--package", "--resolve"} & set(flags):
         raise ConfigError("--package and --resolve belong to --cfg")
-    words = [word if word.lstrip("+~").startswith("hydra") else parse_override(word) for word in overrides]
-    if "--cfg" in flags:
-        compose([word.text for word in words if not isinstance(word, str)])
-    groups = ConfigFolder().groups()
-    rewritten = [w if isinstance(w, str) else w.line if w.key in groups else w.forced for w in words]
-    sys.argv = [f"python -m {prog}", *flags, *rewritten]
-    hydra.main(config_path=str(CONFIG_DIR), config_name="train", version_base="1.3")(_nothing)()
+    words = overrides if "--shell-completion" in flags else _for_hydra(overrides, check="--cfg" in flags)
+    sys.argv = [f"python -m {prog}", *flags, *words]
+    hydra.main(config_path=str(CONFIG_DIR), config_name=PRIMARY, version_base="1.3")(_nothing)()
     sys.exit(0)
+
+
+def _for_hydra(overrides: list[str], check: bool) -> list[str]:
+    """Returns overrides so that Hydra takes what a run takes, checked first; its own settings stay as they are."""
+    from src.config.compose import PRIMARY, choice_lines, compose
+    from src.config.overrides import parse_override
+
+    settings_of_hydra = [word for word in overrides if word.lstrip("+~").startswith("hydra")]
+    ours = [word for word in overrides if word not in settings_of_hydra]
+    if check:
+        compose(ours)
+    folder, parsed = ConfigFolder(), [parse_override(word) for word in ours]
+    groups, entries = folder.groups(), {entry.group: entry for entry in folder.defaults(PRIMARY)}
+    choices = choice_lines({override.key: override for override in parsed if override.key in groups}, entries)
+    return [*choices, *(o.forced for o in parsed if o.key not in groups), *settings_of_hydra]
 
 
 def _nothing(_: Any) -> None:

@@ -128,7 +128,7 @@ class _Draft:
         entries = {entry.group: entry for entry in self.folder.defaults(PRIMARY)}
         picks = {override.key: override for override in chosen}
         substitutes: list[str] = []
-        while (loaded := self._load(PRIMARY, [*_lines(picks, entries), *substitutes])) is None:
+        while (loaded := self._load(PRIMARY, [*choice_lines(picks, entries), *substitutes])) is None:
             for group in self._blame([PRIMARY, *_files(picks)]):
                 picks.pop(group, None)
                 substitutes += self._substitute(group, entries)
@@ -252,8 +252,8 @@ class _Draft:
                 self._resolve(value, key)
 
 
-def _lines(picks: Mapping[str, Override], entries: Mapping[str, DefaultsEntry]) -> Iterator[str]:
-    """The choices in Hydra's grammar: `group=name` in the defaults list, `+group=name` beside it, `~group`."""
+def choice_lines(picks: Mapping[str, Override], entries: Mapping[str, DefaultsEntry]) -> Iterator[str]:
+    """Yields the choices as Hydra takes them: `group=name` in the defaults list, `+group=name` beside it, `~group`."""
     for group, pick in picks.items():
         if not pick.deletes and pick.value is not None:
             yield f"{'' if group in entries else '+'}{group}={pick.value}"

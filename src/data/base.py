@@ -1,7 +1,9 @@
 """What every data set shares: batches, loaders, facts."""
 
 import hashlib
+import random
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -13,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.config import ConfigError
-from src.data.sampler import EvalSampler, TrainSampler
+from src.data.sampler import EvalSampler, TrainSampler, derive_seed
 from src.data.split import stratified_split
 from src.data.transforms import Normalize, channel_statistics
 
 
 class Batch:
-    """Some samples of a split. A plain class: it is made anew several times a step.
+    """Some samples of a split. A plain class with slots, because one is made every step.
 
     Args:
         x: [B, ...] model input.
@@ -116,6 +118,14 @@ class DataModule(LightningDataModule):
         """Returns the facts of the loaded splits."""
         raise NotImplementedError
 
+    def adopt(self, facts: Mapping[str, Any]) -> None:
+        """Prepares inputs as they were for a trained model, whatever these splits would suggest.
+
+        Raises:
+            ConfigError: If the model was trained for something else than this data.
+        """
+        raise NotImplementedError
+
     def setup(self, stage: str | None = None) -> None:
         """Loads all splits at the first call."""
         if not self.splits:
@@ -151,6 +161,19 @@ class DataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Returns the test part in order, unpadded."""
         return self._eval_loader("test")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Seeds every generator from the position alone, so that a resumed run draws what it would have drawn."""
+        if self.trainer is not None and self.trainer.training:
+            device = self.trainer.strategy.root_device
+            done = self.trainer.fit_loop.total_batch_idx + 1
+            seed = derive_seed(self.seed, "step", self.trainer.global_rank, done)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every backend: a tenth of a small step
+            if device.type == "cuda":
+                torch.cuda.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+        return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves a batch without waiting for the copy, which Lightning does for bare tensors only."""
@@ -195,11 +218,10 @@ class TensorDataModule(DataModule):
         """Reads the data set from disk."""
         raise NotImplementedError
 
-    def setup(self, stage: str | None = None) -> None:
-        """Loads all splits at the first call."""
-        if not self.splits:
-            super().setup(stage)
-            self.normalize = Normalize(self.facts["mean"], self.facts["std"])
+    @cached_property
+    def normalize(self) -> Normalize:
+        """What `on_after_batch_transfer` applies."""
+        return Normalize(self.facts["mean"], self.facts["std"])
 
     def hold_out(self, x_NHW: NDArray[np.uint8], y_N: NDArray[np.int64], **sizes: int) -> dict[str, TensorSplit]:
         """Cuts parts off labelled images, stratified; "train" is what is left.
@@ -215,7 +237,11 @@ class TensorDataModule(DataModule):
         return {part: tensor_split(x_NHW[i], y_N[i]) for part, i in zip(("train", *sizes), parts, strict=True)}
 
     def describe(self) -> dict[str, Any]:
-        """Returns the facts: statistics are those of the training part, computed, not copied from a paper."""
+        """Returns the facts; mean and deviation are those of the training part, computed.
+
+        Raises:
+            ConfigError: If all pixels of a channel are equal: they cannot be normalised.
+        """
         mean, std = channel_statistics(self.splits["train"].x_NCHW)
         if 0.0 in std:
             raise ConfigError(f"{self.name}: in the training part all pixels of channel {std.index(0.0)} are equal")
@@ -238,9 +264,25 @@ class TensorDataModule(DataModule):
         }
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalises a batch where the model will read it."""
+        """Normalises a batch where the model will read it, in the precision of the run."""
         batch.x = self.normalize(batch.x)
+        if self.trainer is not None:
+            batch.x = self.trainer.precision_plugin.convert_input(batch.x)
         return batch
+
+    def adopt(self, facts: Mapping[str, Any]) -> None:
+        """Normalises with the statistics that a model was trained with.
+
+        Raises:
+            ConfigError: If its classes or the shape of its input are others.
+        """
+        for name in ("class_names", "input_shape"):
+            if facts.get(name) != self.facts[name]:
+                raise ConfigError(
+                    f"data: the model was trained on {facts.get('name')}, this is {self.name}\n"
+                    f"    {name} of the model: {facts.get(name)}\n    {name} of the data: {self.facts[name]}"
+                )
+        self.normalize = Normalize(facts["mean"], facts["std"])
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -253,7 +295,7 @@ class TensorDataModule(DataModule):
 
 def tensor_split(x_NHW: NDArray[np.uint8], y_N: NDArray[np.int64]) -> TensorSplit:
     """Makes tensors of one-channel images and their labels; copies an array only if it is read-only."""
-    x, y = (torch.from_numpy(np.require(array, requirements="CW")) for array in (x_NHW, y_N))
+    x, y = (torch.from_numpy(np.require(array, requirements=("C", "W"))) for array in (x_NHW, y_N))
     return TensorSplit(x.unsqueeze(1), y)
 
 

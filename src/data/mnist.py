@@ -21,8 +21,9 @@ from src.data.idx import read_idx
 
 DIGITS = tuple("0123456789")
 SIZE = 28  # pixels a side
+PARTS = ("train", "t10k")  # as the file names call them
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
-FILES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in (IMAGES, LABELS))
+FILES = tuple(f"{part}-{kind}" for part in PARTS for kind in (IMAGES, LABELS))
 NETWORK_TIMEOUT = 30.0  # seconds without an answer
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -110,7 +111,7 @@ class MNISTDataModule(TensorDataModule):
         Raises:
             ConfigError: If that fails; it says why.
         """
-        if self._is_sound("train") and self._is_sound("t10k"):
+        if all(self._is_sound(part) for part in PARTS):
             return
         name = self.source.__name__
         try:
@@ -134,7 +135,7 @@ class MNISTDataModule(TensorDataModule):
 
     def _set_broken_aside(self) -> None:
         """Renames unpacked files: torchvision trusts one that exists, whatever is in it. A .gz it checks itself."""
-        for part in ("train", "t10k"):
+        for part in PARTS:
             if not self._is_sound(part):
                 for path in self.folder.glob(f"{part}-*-ubyte"):
                     path.replace(path.with_name(f"{path.name}.broken"))

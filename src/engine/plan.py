@@ -47,22 +47,29 @@ def plan_run(cfg: Mapping[str, Any]) -> Plan:
     trainer = None
     with collected(problems):
         trainer = rehearse_trainer(cfg["trainer"])
-    datamodule = build(cfg["data"], DataModule, seed=cfg["seed"])
     with collected(problems):
-        datamodule.prepare_data()
-        datamodule.setup()
-        datamodule.batches_per_epoch(trainer.world_size if trainer is not None else 1)
-    module = None
-    if datamodule.facts:
+        datamodule = prepare_data(cfg)
         with collected(problems):
-            module = build_module(cfg, datamodule.facts)
-            preflight(module, datamodule)
-            if trainer is not None and not problems:
-                check_optimization(module, datamodule, trainer)
+            datamodule.batches_per_epoch(trainer.world_size if trainer is not None else 1)
+        module = build_module(cfg, datamodule.facts)
+        preflight(module, datamodule)
+        if trainer is not None and not problems:
+            check_optimization(module, datamodule, trainer)
     if problems:
         raise ConfigError(*problems)
-    assert module is not None
     return Plan(cfg, datamodule, module)
+
+
+def prepare_data(cfg: Mapping[str, Any]) -> DataModule:
+    """The data module of a config, with its data.
+
+    Raises:
+        ConfigError: The data is missing or broken.
+    """
+    datamodule = build(cfg["data"], DataModule, seed=cfg["seed"])
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from lightning.pytorch import Trainer
 from src.engine.plan import Plan
 from src.engine.run import Run
 from src.tracking.figures import log_figure
-from src.tracking.local import read_rows
+from src.tracking.files import read_rows
 from src.tracking.progress import results_table
 
 

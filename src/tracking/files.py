@@ -14,7 +14,7 @@ from typing import Any
 class AppendOnlyFile:
     """A file that grows by whole lines, each in the operating system's hands when `append` returns.
 
-    The descriptor stays open between lines: opening the file for each costs ten times the write.
+    The descriptor stays open between lines: opening the file for each would double the cost of a row.
 
     Args:
         path: the file; opened, and created if missing, by the first `append`.

@@ -6,6 +6,7 @@ its user name) and the source; the run folder has a record of its own.
 """
 
 import contextlib
+import math
 import os
 import re
 import secrets
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from src.config import ConfigError
 from src.tracking import mode as modes
+from src.tracking.files import replace_file
 
 if TYPE_CHECKING:
     from wandb import Run, Settings
@@ -92,7 +94,7 @@ class WandbTracker(WandbLogger):
         self._run: Any = None
         self._finished = False
         self._set_variables: list[str] = []
-        self._defined: set[str] = set()
+        self._summaries: dict[str, str | None] = {}  # of the metrics seen so far
 
     @property
     @rank_zero_experiment
@@ -110,13 +112,17 @@ class WandbTracker(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log a row; a metric's first appearance decides what the summary keeps of it."""
+        """Log a row; a metric's first appearance decides what the summary keeps of it.
+
+        A value that is not finite is left out where the summary keeps the best, since W&B would take NaN for the best
+        ever after; metrics.jsonl has it.
+        """
         run = self.experiment
         try:
-            for name in sorted(metrics.keys() - self._defined):
-                run.define_metric(name, step_metric=STEP, summary=self._summary(name))
-                self._defined.add(name)
-            super().log_metrics(metrics, step)
+            for name in sorted(metrics.keys() - self._summaries.keys()):
+                self._summaries[name] = self._summary(name)
+                run.define_metric(name, step_metric=STEP, summary=self._summaries[name])
+            super().log_metrics({k: v for k, v in metrics.items() if not self._summaries[k] or math.isfinite(v)}, step)
         except _process_died() as error:
             say(f"lost: its background process died ({error!r}); metrics.jsonl goes on")
             self._run = DummyLogger().experiment
@@ -143,7 +149,7 @@ class WandbTracker(WandbLogger):
         self._set_environment()
         if self.decision.mode != "disabled":
             (self._run_dir / "wandb").mkdir(exist_ok=True)
-            (self._run_dir / "wandb" / "run_id").write_text(self.run_id + "\n")
+            replace_file(self._run_dir / "wandb" / "run_id", f"{self.run_id}\n".encode())
         try:
             run = self._init(self.decision.mode)
         except wandb.Error as error:

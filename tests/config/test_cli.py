@@ -84,6 +84,12 @@ def test_cfg_prints_the_composed_configuration(capsys):
     assert cfg["data"]["root"] == "/a=b (é)"
 
 
+def test_cfg_takes_choices_as_a_run_does(capsys):
+    cfg = yaml.safe_load(printed(capsys, "--cfg", "job", "scheduler=null", "+experiment=mnist_mlp", "data=mnist"))
+    assert "scheduler" not in cfg
+    assert cfg["model"]["net"]["_target_"] == "src.nets.linear.MLP"
+
+
 def test_cfg_of_one_package(capsys):
     text = printed(capsys, "--cfg", "job", "--package", "optimizer", "optimizer.lr=3")
     assert yaml.safe_load(text)["lr"] == 3
@@ -94,6 +100,11 @@ def test_other_flags_of_hydra(capsys):
     assert "configs" in printed(capsys, "--info", "searchpath")
     assert printed(capsys, "--version").startswith("Hydra 1.3")
     assert "--multirun" in printed(capsys, "--hydra-help")
+
+
+def test_shell_completion(capsys, monkeypatch):
+    monkeypatch.setenv("COMP_LINE", "train.py optimizer=ada")
+    assert printed(capsys, "--shell-completion", "query=bash").split() == ["optimizer=adam", "optimizer=adamw"]
 
 
 def test_one_problem_and_several():

@@ -237,3 +237,11 @@ def test_missing_argument_of_a_target(problems):
 
 def test_data_group_is_needed(problems):
     assert problems("~model") == ["model: missing; choose one by model=NAME"]
+
+
+def test_target_that_a_module_only_imports(problems):
+    [problem] = problems("callbacks.mine._target_=src.config.files.Path")
+    assert problem.startswith(
+        "callbacks.mine._target_=src.config.files.Path: src.config.files.Path is pathlib.Path; "
+        "pathlib.Path is not an allowed target"
+    )

@@ -68,3 +68,11 @@ def test_older_run_reads_as_if_a_newer_key_was_off(stored):
     cfg = apply_overrides(older, []).cfg
     assert cfg["compile"] == {"backend": None, "mode": None}
     assert cfg["early_stopping"]["patience"] is None
+
+
+def test_hostile_target_at_any_depth(stored):
+    hostile = copy.deepcopy(stored)
+    free_form = {"_target_": "lightning.pytorch.callbacks.ModelSummary", "others": [{"a": {"_target_": "os.system"}}]}
+    hostile["callbacks"] = {"x": free_form}
+    [problem] = refused(hostile, [])
+    assert problem.startswith("callbacks.x.others.0.a._target_: os.system is not an allowed target")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torchvision import datasets
+from torchvision import datasets  # type: ignore[import-untyped]
 
 from src.config import ConfigError
 from src.data.mnist import FILES, FashionMNISTDataModule, MNISTDataModule, MNISTSubsetDataModule
@@ -421,10 +421,10 @@ def test_training_never_downloads(tmp_path: Path, mirror: Server) -> None:
 
 def test_reading_leaves_the_global_generators_alone(tmp_path: Path) -> None:
     write_mnist(tmp_path)
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()
     datamodule = loaded(tmp_path)
     for loader in (datamodule.train_dataloader(), datamodule.val_dataloader(), datamodule.test_dataloader()):
         assert [len(batch) for batch in loader] == [len(batch) for batch in loader]
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
-    assert np.random.get_state()[1].tolist() == states[2]  # type: ignore[index, union-attr]
+    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == states[2]

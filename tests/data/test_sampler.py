@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from src.config import ConfigError
 from src.data.sampler import EvalSampler, TrainSampler, derive_seed
@@ -91,8 +91,8 @@ def test_epoch_may_be_set_after_iter_as_lightning_does() -> None:
 def test_workers_start_at_the_resumed_position() -> None:
     sampler = TrainSampler(40, 4, seed=1)
     sampler.resume_at(5, 6)
-    loader = DataLoader(torch.arange(40), batch_size=None, sampler=sampler, num_workers=1)
-    assert [batch.tolist() for batch in loader] == steps(sampler)
+    loader = DataLoader(TensorDataset(torch.arange(40)), batch_size=None, sampler=sampler, num_workers=1)
+    assert [batch.tolist() for (batch,) in loader] == steps(sampler)
 
 
 def test_steps_are_int64_tensors_of_one_process_share() -> None:
@@ -133,6 +133,7 @@ def test_evaluation_covers_each_sample_once_in_order(num_samples: int, batch_siz
     assert max((len(share) for batches in per_rank for share in batches), default=0) <= -(-batch_size // world)
 
 
-def test_evaluation_yields_empty_shares_where_samples_run_out() -> None:
+def test_evaluation_rounds_the_share_up_and_leaves_it_empty_where_samples_run_out() -> None:
+    assert [steps(EvalSampler(10, 5, rank, 2)) for rank in range(2)] == [[[0, 1, 2], [6, 7, 8]], [[3, 4, 5], [9]]]
     assert [steps(EvalSampler(5, 6, rank, 3)) for rank in range(3)] == [[[0, 1]], [[2, 3]], [[4]]]
     assert [steps(EvalSampler(7, 6, rank, 3)) for rank in range(3)] == [[[0, 1], [6]], [[2, 3], []], [[4, 5], []]]

@@ -33,10 +33,10 @@ def test_folds_that_use_up_the_data_cover_it() -> None:
 
 def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
     labels = np.arange(300) % 3
-    state = np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+    state = np.random.get_state(legacy=False)["state"]["key"].tolist()
     first, again, other = (stratified_split(labels, [150], seed, NAMES)[0].tolist() for seed in (1, 1, 2))
     assert first == again != other
-    assert np.random.get_state()[1].tolist() == state  # type: ignore[index, union-attr]
+    assert np.random.get_state(legacy=False)["state"]["key"].tolist() == state
 
 
 def test_largest_remainders_get_the_left_over_samples() -> None:

@@ -1,0 +1,89 @@
+"""From a checkpoint to metrics: the path alone is enough."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from src.config import ConfigError, apply_overrides, compose
+from src.config.errors import hint
+from src.engine.checkpoint import read_checkpoint, restore_module
+from src.engine.plan import prepare_data, quiet, rehearse_trainer
+from src.engine.run import write_json
+from src.tracking.progress import Progress, results_table
+
+SPLITS = ("test", "val")
+
+
+def evaluate(path: Path, split: str, output: Path | None, overrides: Sequence[str]) -> dict[str, float]:
+    """Computes the metrics of a checkpoint and writes ``evaluate-<split>.json`` into its run folder.
+
+    Args:
+        path: The checkpoint.
+        split: ``test`` or ``val``.
+        output: The file to write instead; a checkpoint outside a run folder has no other.
+        overrides: Changes to the stored config; ``data``, ``trainer`` and ``logger`` can be replaced.
+
+    Raises:
+        ConfigError: The checkpoint cannot be used, or the data is not what the model was trained for.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split={split}: there is no such split{hint(split, SPLITS)}")
+    quiet()
+    checkpoint = read_checkpoint(path)
+    cfg = apply_overrides(checkpoint["config"], overrides, allowed_groups=("data", "trainer", "logger")).cfg
+    rehearse_trainer(cfg["trainer"])
+    module = restore_module(checkpoint, path)
+    datamodule = prepare_data(cfg)
+    datamodule.adopt(checkpoint["hyper_parameters"]["facts"])
+    trainer = Trainer(
+        **{**cfg["trainer"], "logger": False, "enable_checkpointing": False},
+        callbacks=[Progress()],
+        use_distributed_sampler=False,
+    )
+    run = trainer.test if split == "test" else trainer.validate
+    run(module, datamodule=datamodule, verbose=False)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.is_global_zero:
+        _publish(metrics, path, output or _default_output(path, split))
+    return metrics
+
+
+def _publish(metrics: Mapping[str, Any], path: Path, output: Path | None) -> None:
+    print(results_table(metrics))
+    if output is not None:
+        try:
+            write_json(output, {"checkpoint": str(path), "metrics": metrics})
+        except OSError as error:
+            raise ConfigError(f"output={output}: cannot be written: {error}") from error
+        print(f"written: {output}", flush=True)
+
+
+def _default_output(path: Path, split: str) -> Path | None:
+    folder = path.parent.parent
+    return folder / f"evaluate-{split}.json" if (folder / "status.json").is_file() else None
+
+
+def find_checkpoint(which: str, runs_dir: str | None = None, experiment: str | None = None) -> Path:
+    """The checkpoint that ``ckpt=`` means: a file, the best one of a run folder, or that of the newest run (``last``).
+
+    The newest run is looked for where this command would put one, under ``runs_dir``.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if which == "last":
+        runs = Path(runs_dir or compose([]).cfg["runs_dir"]).expanduser()
+        folders = [path.parent for path in runs.glob(f"{experiment or '*'}/*/checkpoints")]
+        if not folders:
+            raise ConfigError(f"ckpt=last: there is no run in {runs / (experiment or '')}")
+        path = max(folders, key=lambda folder: folder.name)  # a name begins with the time
+    else:
+        path = Path(which).expanduser()
+    if not path.is_dir():
+        return path
+    best = path / "checkpoints" / "best.ckpt"
+    if not best.is_file():
+        raise ConfigError(f"ckpt={which}: {path} holds no checkpoints/best.ckpt")
+    return best
