@@ -2,8 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from src.modules.metrics import EpochMetrics, NonFiniteLossError
 from src.modules.optimization import build_optimizer, build_scheduler
 
 SPLITS = ("train", "val", "test")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Batch(Protocol):
@@ -25,6 +26,12 @@ class Batch(Protocol):
     y: Tensor
 
     def __len__(self) -> int: ...
+
+
+def with_signature(function: F) -> F:
+    """Stores a function's signature on it (PEP 362): Lightning works it out anew in every step."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
 
 
 class BaseModule(LightningModule):
@@ -59,6 +66,14 @@ class BaseModule(LightningModule):
         self.metrics = nn.ModuleDict({f"{split}_metrics": EpochMetrics(self.build_metrics()) for split in SPLITS})
         self.tables: dict[str, dict[str, Tensor]] = {}
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the running hook's name forty times a step; torch's own assignment first looks whether the
+        # name is a parameter, a buffer or a module.
+        if name in self.__dict__ and (value is None or type(value) is str):
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def build_metrics(self) -> MetricCollection:
         """The task's metrics besides the loss. What is not a scalar is kept in ``tables`` instead of being logged."""
         raise NotImplementedError
@@ -79,6 +94,7 @@ class BaseModule(LightningModule):
         self.epoch_metrics(split).add(output, batch.y, loss)
         return loss
 
+    @with_signature
     def training_step(self, batch: Batch) -> Tensor:  # noqa: D102
         return self.step(batch, "train")
 
@@ -116,13 +132,13 @@ class BaseModule(LightningModule):
         self.log_dict(scalars, batch_size=1)  # the values are means over the epoch already
 
     def check_finite(self, split: str) -> None:
-        """Hands pending outputs to the metrics, which looks at their losses.
+        """Looks at the losses that have not been looked at yet.
 
         Raises:
             NonFiniteLossError: A loss was not finite; the message names the split and the step.
         """
         try:
-            self.epoch_metrics(split).flush()
+            self.epoch_metrics(split).check_finite()
         except NonFiniteLossError as error:
             (ago,) = error.args
             batch = self.trainer.fit_loop.total_batch_idx - (ago if split == "train" else 0)

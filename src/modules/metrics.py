@@ -20,7 +20,7 @@ class EpochMetrics(nn.Module):
         block: Updates after this many steps.
     """
 
-    def __init__(self, collection: MetricCollection, block: int = 64) -> None:
+    def __init__(self, collection: MetricCollection, block: int = 256) -> None:
         super().__init__()
         self.collection = collection.clone()
         self.loss = MeanMetric(nan_strategy="error")  # "disable" also ignores the weights
@@ -34,21 +34,30 @@ class EpochMetrics(nn.Module):
             if len(self.pending) >= self.block:
                 self.flush()
 
+    def check_finite(self) -> None:
+        """Looks at the pending losses.
+
+        Raises:
+            NonFiniteLossError: One is not finite. The error's argument is how many steps ago that was.
+        """
+        if self.pending:
+            finite = torch.isfinite(torch.stack([loss for _, _, loss in self.pending]))
+            if not finite.all():
+                raise NonFiniteLossError(len(finite) - 1 - int(finite.long().argmin()))
+
     def flush(self) -> None:
         """Updates the collection with what is pending.
 
         Raises:
-            NonFiniteLossError: A pending loss is not finite. Its argument is how many steps ago that was.
+            NonFiniteLossError: See `check_finite`.
         """
         if not self.pending:
             return
+        self.check_finite()
         preds, target, losses = zip(*self.pending, strict=True)
         self.pending.clear()
-        loss = torch.stack(losses)
-        finite = torch.isfinite(loss)
-        if not finite.all():
-            raise NonFiniteLossError(len(losses) - 1 - int(finite.long().argmin()))
-        self.loss.update(loss, torch.tensor([len(t) for t in target], device=loss.device))
+        sizes = torch.tensor([len(labels) for labels in target], device=losses[0].device)
+        self.loss.update(torch.stack(losses), sizes)
         self.collection.update(torch.cat(preds), torch.cat(target))
 
     def compute(self) -> dict[str, Tensor]:
