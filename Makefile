@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 SYNCED := $(VENV)/$(LOCK)
 
-.PHONY: train test test-slow lint types format lock venv
+.PHONY: train test test-slow test-minimum lint types format lock venv
 .DEFAULT_GOAL := train
 
 train: venv
@@ -16,6 +16,13 @@ test: venv lint types
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+test-minimum: venv
+	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) .venv-minimum
+	$(BIN)/uv pip install --quiet --python .venv-minimum/bin/python --resolution lowest-direct \
+		-r pyproject.toml --group dev
+	.venv-minimum/bin/python -m pytest -m "not slow" $(ARGS)
 
 lint: venv
 	$(BIN)/ruff check .

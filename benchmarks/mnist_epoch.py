@@ -10,6 +10,7 @@ The last line is one JSON object: the median ratios (run / loop), the medians in
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -119,22 +120,23 @@ def measure(overrides: list[str], epochs: int) -> dict[str, float]:
 
 def alone(which: str, overrides: list[str]) -> None:
     """One epoch of one of them, for the memory it needs; prints the peak in MB."""
-    import resource
-
     composed = compose([*overrides, "trainer.max_epochs=1"])
     plan = plan_run(composed.cfg)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of imports and data preparation (Linux)
     if which == "loop":
         HandWritten(plan).epoch()
     else:
         with claim(composed) as run:
             build_trainer(plan, run).fit(plan.module, datamodule=plan.datamodule)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) / 1024)
 
 
 def peak_memory(which: str, overrides: list[str]) -> float:
     """Peak resident memory of one of them in a process of its own, in MB."""
     command = [sys.executable, "-m", "benchmarks.mnist_epoch", "--alone", which, *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 

@@ -2,12 +2,11 @@
 
 from src.config import ConfigError, compose
 from src.config.cli import Usage, run_entry
-from src.config.explain import explain
+from src.config.compose import explain
 
 USAGE = Usage(
     arguments="KEY [KEY ...] [key=value ...]",
     examples=("optimizer.lr", "optimizer experiment=mnist_mlp", "trainer.max_epochs trainer.max_epochs=3"),
-    bare=True,
 )
 
 

@@ -69,14 +69,15 @@ def test_the_source_can_be_read_in_an_afternoon() -> None:
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES) < 5000
 
 
-@pytest.mark.parametrize("entry", ["train", "explain", "prepare"])
+@pytest.mark.parametrize("entry", ["train", "evaluate", "explain", "prepare"])
 def test_entries_are_recipes(entry: str) -> None:
     assert len((ROOT / f"src/{entry}.py").read_text(encoding="utf-8").splitlines()) < 60
 
 
 def test_configuration_and_help_need_no_torch() -> None:
     code = (
-        "import sys, src, src.config; from src.config.cli import help_text; src.config.compose([]); help_text('src.train');"
+        "import sys, src, src.config; from src.config.cli import help_text;"
+        "src.config.compose([]); help_text('src.train');"
         "print(sorted({'torch', 'lightning', 'numpy', 'wandb', 'torchvision'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

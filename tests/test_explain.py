@@ -3,7 +3,7 @@
 import pytest
 
 from src.config import ConfigError
-from src.config.files import CONFIG_DIR
+from src.config.sources import CONFIG_DIR
 from src.explain import main
 
 
@@ -59,17 +59,12 @@ def test_answer(case, capsys):
     assert capsys.readouterr().out == answer + "\n"
 
 
-def test_environment(monkeypatch, capsys):
+def test_environment(monkeypatch):
     monkeypatch.delenv("DATA_ROOT", raising=False)
-    assert (
-        main(["data.root", "data=mnist"])
-        .splitlines()[1]
-        .endswith("${oc.env:DATA_ROOT,data}, the default, as nothing sets the environment variable DATA_ROOT")
-    )
+    source = f"  {at('data/mnist.yaml', 'root:')}  ${{oc.env:DATA_ROOT,data}}"
+    assert main(["data.root", "data=mnist"]) == f"data.root = data\n{source}"
     monkeypatch.setenv("DATA_ROOT", "/sets")
-    value, source = main(["data.root", "data=mnist"]).splitlines()
-    assert value == "data.root = /sets"
-    assert source.endswith("${oc.env:DATA_ROOT,data}, the value of the environment variable DATA_ROOT")
+    assert main(["data.root", "data=mnist"]) == f"data.root = /sets\n{source}"
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,32 @@ def test_two_processes_make_one_run_with_the_same_numbers(command: Command, trai
         assert value == pytest.approx(alone[name], abs=1e-5), name
 
 
+def test_torchrun_makes_one_run(command: Command, run_folders: Folders) -> None:
+    arguments = ["--standalone", "--nproc-per-node=2", "-m", "src.train", "trainer=ddp_sim", "trainer.max_epochs=1"]
+    done = command("torch.distributed.run", *arguments, "logger.mode=offline")
+    assert done.returncode == 0, done.stderr
+    (folder,) = run_folders()
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+    assert done.stdout.count("run folder: ") == 1
+    assert status(folder)["state"] == "finished"
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(train: Train) -> None:
+    common = ["trainer.max_epochs=2", "data.test_size=794", "optimizer=sgd", "optimizer.lr=0.01"]  # 3,456 = 54 x 64
+    whole = train("data.batch_size=64", *common)
+    accumulated = train("data.batch_size=32", "trainer.accumulate_grad_batches=2", *common)
+    assert accumulated["test/loss"] == pytest.approx(whole["test/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["trainer.precision=bf16-mixed", "trainer.precision=bf16-true", "trainer.precision=64-true", "clip"],
+)
+def test_precision_and_clipping(override: str, train: Train) -> None:
+    override = "trainer.gradient_clip_val=0.1" if override == "clip" else override
+    assert train("model=mlp", "trainer.max_epochs=2", override)["test/acc"] > 0.85
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -204,6 +230,7 @@ def test_two_processes_make_one_run_with_the_same_numbers(command: Command, trai
         ("trainer.strategy=teleport", "trainer: You selected an invalid strategy name: `strategy='teleport'`"),
         ("optimizer=sgd optimizer.momentum=0", "optimizer or scheduler: Nesterov momentum requires a momentum"),
         ("scheduler=cosine trainer.max_epochs=-1", "CosineAnnealingLR needs to know the run's end"),
+        ("logger=wandb logger.mode=online", "logger.mode=online"),
         ("scheduler=plateau scheduler.warmup_epochs=1", "a plateau schedule has no warm-up"),
     ],
 )

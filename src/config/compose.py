@@ -1,8 +1,9 @@
 """From overrides to a checked configuration, without torch: all problems at once."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,16 @@ import yaml
 from hydra import compose as compose_files
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from src.config.check import check, place
+from src.config.check import check, known_keys, place, section_signature
 from src.config.errors import ConfigError, hint, nearest
-from src.config.files import CONFIG_DIR, ConfigFolder, DefaultsEntry, Provenance, Setting
-from src.config.overrides import Override, escape_interpolation, parse_overrides
-from src.config.schema import complete
-
-PRIMARY = "train"
+from src.config.schema import GROUPS, INJECTED, complete, plain
+from src.config.sources import CONFIG_DIR, PRIMARY, ConfigFolder, Setting, escaped, leaves, parse_override, written
 
 
 @dataclass(frozen=True)
@@ -31,59 +30,35 @@ class Composed:
     cfg: dict[str, Any]
     choices: dict[str, str | None]
     overrides: list[str]
-    provenance: Provenance = field(repr=False)
+    provenance: dict[str, list[Setting]] = field(repr=False)
 
 
 def compose(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) -> Composed:
-    """Composes `configs/train.yaml`, the files that it or the overrides choose, and the overrides; and checks it all.
-
-    Raises:
-        ConfigError: With every problem that can be found without torch and data.
-    """
+    """Composes `configs/train.yaml`, the files it or the overrides choose, and the overrides; all problems at once."""
     draft = _Draft(ConfigFolder(config_dir.resolve()))
-    chosen, changes = draft.sort(parse_overrides(overrides, draft.problems))
-    tree, choices = draft.load(chosen)
+    picks, changes = draft.sort(overrides)
+    if fault := draft.folder.unreadable(PRIMARY):
+        raise ConfigError(*draft.problems, fault)
+    tree, choices = draft.load(PRIMARY, dict(draft.folder.defaults(PRIMARY)), picks)
     cfg = draft.finish(tree, changes, {"experiment": choices.get("experiment")})
     return Composed(cfg, choices, list(overrides), draft.provenance)
 
 
 def apply_overrides(
-    cfg: Mapping[str, Any],
-    overrides: Sequence[str],
-    allowed_groups: Sequence[str] = (),
-    config_dir: Path = CONFIG_DIR,
+    cfg: Mapping[str, Any], overrides: Sequence[str], allowed_groups: Sequence[str] = (), config_dir: Path = CONFIG_DIR
 ) -> Composed:
-    """Sets overrides on a stored configuration under the same checks; `configs/` is read for `group=name` alone.
-
-    Args:
-        cfg: A configuration as it was stored: plain containers, nothing to resolve.
-        overrides: `a.b=value`, `~a.b`, and `group=name` for the groups that may be replaced.
-        allowed_groups: Those groups.
-        config_dir: Where their files are.
-
-    Raises:
-        ConfigError: With every problem, also of the stored part.
-    """
+    """Sets overrides on a plain stored configuration under the same checks; `configs/` only serves `group=name`."""
     draft = _Draft(ConfigFolder(config_dir.resolve()))
-    chosen, changes = draft.sort(parse_overrides(overrides, draft.problems))
-    tree = OmegaConf.create(_escaped(dict(cfg)))
-    choices: dict[str, str | None] = {"experiment": cfg.get("experiment")}
-    for override in chosen:
-        if override.key not in allowed_groups:
-            allowed = f"; these can be replaced: {', '.join(allowed_groups)}" if allowed_groups else ""
-            draft.problems.append(f"{override.text}: the stored run keeps its {override.key}{allowed}")
-            continue
-        tree[override.key] = draft.load_one(override)
-        choices[override.key] = override.value
+    picks, changes = draft.sort(overrides)
+    tree = OmegaConf.create(escaped(dict(cfg)))
+    allowed = f"; these can be replaced: {', '.join(allowed_groups)}" if allowed_groups else ""
+    for group in [group for group in picks if group not in allowed_groups]:
+        draft.problems.append(f"{picks.pop(group).where}: the stored run keeps its {group}{allowed}")
+    fresh, choices = draft.load(None, {}, picks)
+    for group in picks:
+        tree[group] = fresh.get(group, {})
+    choices = {"experiment": cfg.get("experiment")} | choices
     return Composed(draft.finish(tree, changes, {}), choices, list(overrides), draft.provenance)
-
-
-def _escaped(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_escaped(item) for item in value]
-    return escape_interpolation(value) if isinstance(value, str) else value
 
 
 class _Draft:
@@ -92,83 +67,50 @@ class _Draft:
     def __init__(self, folder: ConfigFolder) -> None:
         self.folder = folder
         self.problems: list[str] = []
-        self.provenance: Provenance = {}
+        self.provenance: dict[str, list[Setting]] = {}
         self.broken: set[str] = set()
-        self.refusal = ""
 
-    def sort(self, overrides: Sequence[Override]) -> tuple[list[Override], list[Override]]:
-        """Splits into choices of a group's file and changes of single keys; what is neither becomes a problem."""
-        groups = self.folder.groups()
-        chosen, changes = [], []
-        for override in overrides:
-            if override.key in groups:
-                chosen += self._choice(override)
-            elif re.split(r"[./]", override.key)[0] == "hydra":
-                self.problems.append(f"{override.text}: Hydra's own settings have no effect here")
+    def sort(self, overrides: Iterable[str]) -> tuple[dict[str, Setting], list[Override]]:
+        """Reads the overrides: choices of a group's file, and changes of single keys."""
+        groups, picks, changes = self.folder.groups(), {}, []
+        for text in overrides:
+            try:
+                override = parse_override(text)
+            except ConfigError as error:
+                meant = [group for group in groups if text in self.folder.options(group)]
+                self.problems.append(f"{error}{''.join(f'; did you mean {group}={text}?' for group in meant)}")
+                continue
+            if (group := override.key_or_group) in groups:
+                option = None if override.is_delete() else override.value()
+                picks[group] = Setting(text, str(option or "null"))
             else:
                 changes.append(override)
-        return chosen, changes
+        return picks, changes
 
-    def _choice(self, override: Override) -> list[Override]:
-        """The choice, or the nearest there is so that the rest can be checked, or none."""
-        options, group = self.folder.options(override.key), override.key
-        if override.deletes or override.value is None or override.value in options:
-            return [override]
-        near = nearest(str(override.value), options)
-        tip = f"; did you mean {group}={near}?" if near else hint("", options)
-        self.problems.append(f"{override.text}: there is no {group} called {override.value}{tip}")
-        if near is None:
-            self.broken.add(group)
-        return [replace(override, value=near)] if near else []
+    def load(
+        self, config_name: str | None, listed: Mapping[str, Setting], picks: Mapping[str, Setting]
+    ) -> tuple[DictConfig, dict[str, str | None]]:
+        """Lets Hydra compose the picks over the file's defaults list, without those that are broken.
 
-    def load(self, chosen: Sequence[Override]) -> tuple[DictConfig, dict[str, str | None]]:
-        """Lets Hydra compose `configs/train.yaml`; for a file that cannot be read another one stands in."""
-        if (fault := self.folder.unreadable(PRIMARY)) is not None:
-            raise ConfigError(*self.problems, fault)
-        entries = {entry.group: entry for entry in self.folder.defaults(PRIMARY)}
-        picks = {override.key: override for override in chosen}
-        substitutes: list[str] = []
-        while (loaded := self._load(PRIMARY, [*choice_lines(picks, entries), *substitutes])) is None:
-            for group in self._blame([PRIMARY, *_files(picks)]):
-                picks.pop(group, None)
-                substitutes += self._substitute(group, entries)
-        tree, choices = loaded
-        self._record_experiment(entries.get("experiment"), picks.get("experiment"))
-        return tree, choices
-
-    def _record_experiment(self, entry: DefaultsEntry | None, pick: Override | None) -> None:
-        settings = [Setting(entry.where, entry.option)] if entry else []
-        settings += [Setting(pick.text, written(pick.value), "command line: ")] if pick else []
-        self.provenance["experiment"] = settings
-
-    def _substitute(self, group: str, entries: Mapping[str, DefaultsEntry]) -> list[str]:
-        """Another file of the group, so that the rest can be checked: Hydra reads even what `~group` leaves out."""
-        default = [entries[group].option] if group in entries else []
-        readable = [
-            name for name in default + self.folder.options(group) if not any(self.folder.faults([f"{group}/{name}"]))
-        ]
-        return [f"{group}={readable[0]}"] if readable and default else []
-
-    def load_one(self, override: Override) -> Any:
-        """Composes the one file that `group=name` chooses."""
-        if override.deletes or override.value is None:
-            return {}
-        loaded = self._load(None, [f"+{override.key}={override.value}"])
-        if loaded is None:
-            self._blame(_files({override.key: override}))
-            return {}
-        return loaded[0].get(override.key, {})
-
-    def _load(self, config_name: str | None, lines: list[str]) -> tuple[DictConfig, dict[str, str | None]] | None:
-        """Returns what Hydra composes and the choices, and notes which line sets what; None where Hydra refuses."""
+        Returns the result and the choices, and notes which line of a file sets what.
+        """
+        lines = []
+        for group, choice in {**listed, **picks}.items():
+            faults = list(self.folder.faults(group, choice)) if choice.text != "null" else []
+            self.problems += faults
+            if faults:
+                self.broken.add(group)
+            if group in picks or faults:  # an empty list leaves the group out
+                option = "[]" if faults or choice.text == "null" else choice.text
+                lines.append(f"{'' if group in listed else '+'}{group}={option}")
+        self.provenance["experiment"] = [some["experiment"] for some in (listed, picks) if "experiment" in some]
         try:
             with initialize_config_dir(str(self.folder.path), version_base="1.3"):
                 loader = GlobalHydra.instance().config_loader()
                 files = loader.compute_defaults_list(config_name, lines, RunMode.RUN).defaults
                 tree = compose_files(config_name, lines, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError) as error:
-            self.refusal = " ".join(str(error).split("\n\n")[0].split())
-            return None
+            raise ConfigError(*self.problems, " ".join(str(error).split("\n\n")[0].split())) from error
         for file in files:
             if file.config_path is not None and not file.config_path.startswith("hydra/"):
                 for key, setting in self.folder.settings(file.config_path, file.package or ""):
@@ -178,106 +120,92 @@ class _Draft:
             del tree["hydra"]
         return tree, choices
 
-    def _blame(self, files: list[str]) -> set[str]:
-        """Notes which file is at fault; returns the groups to go on without.
-
-        Raises:
-            ConfigError: There is nothing to go on with.
-        """
-        faults = [(name, fault) for name, fault in self.folder.faults(files) if fault not in self.problems]
-        self.problems += [fault for _, fault in faults]
-        groups = {name.partition("/")[0] for name, _ in faults}
-        if not groups or PRIMARY in groups:
-            raise ConfigError(*self.problems, *([] if faults else [self.refusal]))
-        self.broken |= groups
-        return groups
-
     def finish(self, tree: DictConfig, changes: Sequence[Override], known: dict[str, Any]) -> dict[str, Any]:
-        """Makes the changes, resolves the interpolations and checks the result."""
+        """Makes the changes, resolves the interpolations, checks the result and merges it into the schema."""
         for change in changes:
-            self._delete(tree, change) if change.deletes else self._set(tree, change)
-        self._resolve(tree, "")
-        for name in {"local", *known} & {str(key) for key in tree}:
-            inside = next((key for key in self.provenance if key.startswith(f"{name}.")), name)
-            self.problems.append(
-                f"{place(inside, self.provenance)}{name} is no section; "
-                f"a file of {self.folder.path.name}/{name}/ begins with the line '# @package _global_'"
-            )
-            with open_dict(tree):
-                del tree[name]
-        plain = OmegaConf.to_container(tree, resolve=True)
-        assert isinstance(plain, dict)
-        cfg = complete({str(key): value for key, value in plain.items()} | known)
-        problems = self.problems + check(cfg, self.provenance, frozenset(self.broken))
-        if problems:
+            self._delete(tree, change) if change.is_delete() else self._set(tree, change)
+        cfg = self._resolve(tree) | known
+        skip = self.broken | ({*GROUPS} - {"trainer"} if "experiment" in self.broken else set())
+        if problems := self.problems + check(cfg, self.provenance, frozenset(skip)):
             raise ConfigError(*problems)
-        return cfg
+        return complete(cfg)
 
     def _set(self, tree: DictConfig, change: Override) -> None:
-        for parent in _parents(change.key):
-            value = OmegaConf.select(tree, parent, throw_on_resolution_failure=False)
-            if value is not None and not isinstance(value, DictConfig):
-                self.problems.append(f"{change.text}: {parent} is the value {value!r}, not a section")
+        key, value, typed = change.key_or_group, change.value(), str(change.input_line)
+        for parent in accumulate(key.split(".")[:-1], "{}.{}".format):
+            section = OmegaConf.select(tree, parent, throw_on_resolution_failure=False)
+            if section is not None and not isinstance(section, DictConfig):
+                self.problems.append(f"{typed}: {parent} is the value {section!r}, not a section")
                 return
-        OmegaConf.update(tree, change.key, change.value, merge=True, force_add=True)
-        for key, value in _flat(change.key, change.value):
-            self.provenance.setdefault(key, []).append(Setting(change.text, value, "command line: "))
+        OmegaConf.update(tree, key, value, merge=True, force_add=True)
+        for leaf, _, text in leaves(written(value), key):
+            self.provenance.setdefault(leaf, []).append(Setting(typed, text))
 
     def _delete(self, tree: DictConfig, change: Override) -> None:
-        parent, _, name = change.key.rpartition(".")
+        key = change.key_or_group
+        parent, _, name = key.rpartition(".")
         section = OmegaConf.select(tree, parent, throw_on_resolution_failure=False) if parent else tree
         if not isinstance(section, DictConfig) or name not in section:
-            known = [*self.provenance, *map(str, tree)]
-            self.problems.append(f"{change.text}: there is no key {change.key}{hint(change.key, known)}")
+            tip = hint(key, [*self.provenance, *map(str, tree)])
+            self.problems.append(f"{change.input_line}: there is no key {key}{tip}")
             return
         with open_dict(section):
             del section[name]
-        for key in [key for key in self.provenance if f"{key}.".startswith(f"{change.key}.")]:
-            del self.provenance[key]
+        self.provenance = {leaf: who for leaf, who in self.provenance.items() if not f"{leaf}.".startswith(f"{key}.")}
 
-    def _resolve(self, node: DictConfig | ListConfig, path: str) -> None:
-        """Tries every interpolation; one that fails becomes a problem, and its key null."""
-        names: list[Any] = list(node) if isinstance(node, DictConfig) else list(range(len(node)))
-        for name in names:
-            key = f"{path}.{name}" if path else str(name)
+    def _resolve(self, tree: DictConfig) -> dict[str, Any]:
+        """Resolves every interpolation; one that fails becomes a problem, and its key null."""
+        while True:
             try:
-                value = None if OmegaConf.is_missing(node, name) else node[name]
+                return plain(tree)
             except OmegaConfBaseException as error:
+                key = str(error.full_key)
+                if key in self.broken:
+                    raise ConfigError(*self.problems) from error
                 reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])
                 self.problems.append(f"{place(key, self.provenance)}{key}: cannot be resolved: {reason}")
-                self.broken.add(key if isinstance(node, DictConfig) else path)
-                node[name] = None
-                continue
-            if isinstance(value, DictConfig | ListConfig) and not OmegaConf.is_interpolation(node, name):
-                self._resolve(value, key)
+                self.broken.add(key)
+                OmegaConf.update(tree, key, None)
 
 
-def choice_lines(picks: Mapping[str, Override], entries: Mapping[str, DefaultsEntry]) -> Iterator[str]:
-    """Yields the choices as Hydra takes them: `group=name` in the defaults list, `+group=name` beside it, `~group`."""
-    for group, pick in picks.items():
-        if not pick.deletes and pick.value is not None:
-            yield f"{'' if group in entries else '+'}{group}={pick.value}"
-        elif group in entries and not entries[group].optional:
-            yield f"~{group}"
+def explain(composed: Composed, key: str) -> str:
+    """Returns the value of a dotted key, what set it and what that replaced; for a section, of each key in it."""
+    path, _, name = key.rpartition(".")
+    section = _section(composed.cfg, path)
+    if isinstance(value := section.get(name), Mapping) and value:
+        return "\n".join(explain(composed, f"{key}.{inner}") for inner in value)
+    settings = composed.provenance.get(key, [])
+    if name not in section or not settings:
+        return _unset(composed.cfg, key, section)
+    last, *replaced = reversed(settings)
+    source = f"{_source(last)}  {last.text}" if "${" in last.text else _source(last)
+    replacements = [f"  replaced {setting.text}  {_source(setting)}" for setting in replaced]
+    return "\n".join([f"{key} = {written(value)}", f"  {source}", *replacements])
 
 
-def _files(picks: Mapping[str, Override]) -> list[str]:
-    return [f"{group}/{pick.value}" for group, pick in picks.items() if isinstance(pick.value, str)]
+def _source(setting: Setting) -> str:
+    return setting.where if re.search(r"\.yaml:\d+$", setting.where) else f"command line: {setting.where}"
 
 
-def _parents(key: str) -> Iterator[str]:
-    parts = key.split(".")
-    return (".".join(parts[:length]) for length in range(1, len(parts)))
+def _section(node: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    for part in path.split(".") if path else []:
+        inner = node.get(part)
+        node = inner if isinstance(inner, Mapping) else {}
+    return node
 
 
-def _flat(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for name, item in value.items():
-            yield from _flat(f"{key}.{name}", item)
-    else:
-        yield key, written(value)
-
-
-def written(value: Any) -> str:
-    """Returns a plain value as a person would write it in YAML, on one line."""
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).removesuffix("...\n").strip()
+def _unset(cfg: Mapping[str, Any], key: str, section: Mapping[str, Any]) -> str:
+    """What the program or the signature gives a key that no file and no override sets."""
+    path, _, name = key.rpartition(".")
+    signature = section_signature(path, section)
+    argument = signature.arguments.get(name) if signature else None
+    if argument is not None and name in INJECTED.get(path, {}):
+        return f"{key}\n  comes from {INJECTED[path][name]}"
+    if name in section:
+        return f"{key} = {written(section[name])}\n  {'default' if argument else 'nothing is chosen'}"
+    if argument is not None and signature is not None:
+        default = {"None": "null", "True": "true", "False": "false"}.get(str(argument.default), argument.default)
+        return f"{key} = {default}\n  default of {signature.name}"
+    known = list(known_keys(cfg))
+    beside = [other for other in known if other.rpartition(".")[0] == path]
+    raise ConfigError(f"{key}: there is no such key{hint(key, known if nearest(key, known) else beside)}")

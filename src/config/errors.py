@@ -5,29 +5,21 @@ from difflib import SequenceMatcher
 
 
 class ConfigError(ValueError):
-    """Mistakes in what the person wrote: configuration, command line or data.
+    """Mistakes in what the person wrote, a message each; an entry prints them without a traceback and exits with 2."""
 
-    An entry prints it as one short message and exits with code 2, without a traceback.
-
-    Attributes:
-        problems: Each one message: where, what is wrong, and what would be right.
-    """
-
-    def __init__(self, *problems: str) -> None:
-        """Takes one message a problem; the same twice counts once."""
-        super().__init__(*problems)
-        self.problems: tuple[str, ...] = tuple(dict.fromkeys(problems))
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Each one message: where, what is wrong, and what would be right; the same twice counts once."""
+        return tuple(dict.fromkeys(map(str, self.args)))
 
     def __str__(self) -> str:
-        """Returns the problems, one a line."""
         return "\n".join(self.problems)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """Returns the dotted choice that `name` probably means; None where none is spelt like it.
+    """Returns the dotted choice that `name` probably means, if any.
 
-    The same last part elsewhere (`lr` for `optimizer.lr`), else a similar one in the same section, else a similar one
-    anywhere.
+    The same last part elsewhere (`lr` for `optimizer.lr`), else a similar one in the same section, else anywhere.
     """
     leaf, parent = name.rpartition(".")[2].lower(), name.rpartition(".")[0]
     leaves: dict[str, list[str]] = {}
@@ -48,7 +40,6 @@ def _likeness(name: str, other: str) -> float:
 def hint(name: str, choices: Iterable[str], what: str = "choices") -> str:
     """Returns '; did you mean X?', or the choices where none is near, or nothing where there are too many."""
     choices = list(dict.fromkeys(choices))
-    near = nearest(name, choices)
-    if near is not None:
+    if near := nearest(name, choices):
         return f"; did you mean {near}?"
     return f"; {what}: {', '.join(choices)}" if 0 < len(choices) <= 20 else ""

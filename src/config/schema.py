@@ -1,9 +1,21 @@
 """The top level of a configuration: its sections, their types, and what the program fills in by itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from enum import Enum
+from functools import cache, partial
+from inspect import formatannotation
 from math import inf
-from typing import Any, Literal
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src.config.signature import Argument, Signature
+from src.config.sources import escaped
+
+Mode = Enum("Mode", ["min", "max"])
+Interval = Enum("Interval", ["step", "epoch"])
 
 
 @dataclass
@@ -11,7 +23,7 @@ class Monitor:
     """The metric that picks the best checkpoint, stops early and drives plateau schedules."""
 
     metric: str
-    mode: Literal["min", "max"]
+    mode: Mode
 
 
 @dataclass
@@ -40,17 +52,24 @@ class Compile:
 
 @dataclass
 class ParamGroups:
-    """`optimizer.param_groups`: which parameters are treated apart."""
+    """Which parameters are treated apart."""
 
     decay_bias_and_norm: bool = True
     head_lr: float | None = None
 
 
 @dataclass
-class Schedule:
+class OptimizerExtras:
+    """Keys of `optimizer` that are not the optimizer's own."""
+
+    param_groups: ParamGroups = field(default_factory=ParamGroups)
+
+
+@dataclass
+class SchedulerExtras:
     """Keys of `scheduler` that are not the scheduler's own: when it steps, and epochs of linear warm-up before it."""
 
-    interval: Literal["step", "epoch"] = "epoch"
+    interval: Interval = Interval["epoch"]
     warmup_epochs: float = 0.0
 
 
@@ -80,39 +99,26 @@ class Config:
     test: bool = True
 
 
-SECTIONS = {item.name: item.type for item in fields(Config) if isinstance(item.type, type) and is_dataclass(item.type)}
-"""Sections with a fixed set of keys."""
-
-GROUPS = tuple(item.name for item in fields(Config) if "dict" in str(item.type))
+GROUPS = tuple(item.name for item in fields(Config) if item.type == dict[str, Any])
 """Sections that come from a file of `configs/<section>/`."""
 
-REQUIRED = tuple(f.name for f in fields(Config) if f.default is MISSING and f.default_factory is MISSING)
+TYPED: dict[str, Any] = {"": Config, "optimizer.param_groups": ParamGroups} | {
+    item.name: item.type for item in fields(Config) if is_dataclass(item.type)
+}
+"""Sections with a fixed set of keys."""
 
-TEXT = ("runs_dir", "name", "group", "notes", "tags")
-"""Keys that hold text, where `name=42` means "42"."""
+EXTRAS: dict[str, type] = {"optimizer": OptimizerExtras, "scheduler": SchedulerExtras}
+"""Keys beyond a target's own arguments, which the program reads itself."""
 
 TRAINER = "lightning.pytorch.Trainer"
 
-EXTRAS = {"optimizer.param_groups": ParamGroups, "scheduler": Schedule}
-"""Keys beyond a target's own arguments, which the program reads itself."""
-
 INJECTED: dict[str, dict[str, str]] = {
     "data": {"seed": "seed"},
-    "model": {
-        "facts": "the data",
-        "optimizer": "the section optimizer",
-        "scheduler": "the section scheduler",
-        "monitor": "the section monitor",
-    },
+    "model": {"facts": "the data", **{name: f"the section {name}" for name in ("optimizer", "scheduler", "monitor")}},
     "model.net": {"input_shape": "the data", "num_classes": "the data"},
     "optimizer": {"params": "the net"},
-    "scheduler": {
-        "optimizer": "the section optimizer",
-        "T_max": "the length of the run",
-        "total_steps": "the length of the run",
-        "max_lr": "optimizer.lr",
-        "mode": "monitor.mode",
-    },
+    "scheduler": {"optimizer": "the section optimizer", "max_lr": "optimizer.lr", "mode": "monitor.mode"}
+    | dict.fromkeys(("T_max", "total_steps"), "the length of the run"),
     "logger": {"save_dir": "the run folder", "run": "the run folder"},
     "trainer": {
         "callbacks": "the section callbacks",
@@ -127,64 +133,58 @@ INJECTED: dict[str, dict[str, str]] = {
 }
 """Arguments that the program fills in, by section, and where each comes from."""
 
-Rule = tuple[Callable[[Any], bool], str]
-POSITIVE: Rule = (lambda value: 0 < value < inf, "above 0")
-NOT_NEGATIVE: Rule = (lambda value: 0 <= value < inf, "0 or more")
-AT_LEAST_ONE: Rule = (lambda value: value >= 1, "at least 1")
-OR_UNLIMITED: Rule = (lambda value: value >= 1 or value == -1, "at least 1, or -1 for no limit")
-
-RULES: dict[str, Rule] = {
-    "seed": (lambda value: 0 <= value < 2**32, "from 0 to 2**32 - 1"),
-    "data.batch_size": AT_LEAST_ONE,
-    "data.val_size": POSITIVE,
-    "data.test_size": POSITIVE,
-    "data.split_seed": NOT_NEGATIVE,
-    "data.num_workers": NOT_NEGATIVE,
-    "optimizer.lr": POSITIVE,
-    "optimizer.weight_decay": NOT_NEGATIVE,
-    "optimizer.param_groups.head_lr": POSITIVE,
-    "scheduler.warmup_epochs": NOT_NEGATIVE,
-    "trainer.max_epochs": OR_UNLIMITED,
-    "trainer.max_steps": OR_UNLIMITED,
-    "trainer.num_nodes": AT_LEAST_ONE,
-    "trainer.accumulate_grad_batches": AT_LEAST_ONE,
-    "trainer.log_every_n_steps": AT_LEAST_ONE,
-    "early_stopping.patience": AT_LEAST_ONE,
-    "early_stopping.min_delta": NOT_NEGATIVE,
-    "checkpoint.every_n_steps": AT_LEAST_ONE,
-    "checkpoint.every_minutes": POSITIVE,
-}
-"""What a number must be, beyond its type."""
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32, "seed"),
+    ("at least 1", lambda value: value >= 1, "data.batch_size early_stopping.patience checkpoint.every_n_steps"),
+    ("at least 1", lambda value: value >= 1, "trainer.num_nodes trainer.accumulate_grad_batches"),
+    ("at least 1", lambda value: value >= 1, "trainer.log_every_n_steps"),
+    ("at least 1, or -1 for no limit", lambda value: value >= 1 or value == -1, "trainer.max_epochs trainer.max_steps"),
+    ("above 0", lambda value: 0 < value < inf, "data.val_size data.test_size checkpoint.every_minutes"),
+    ("above 0", lambda value: 0 < value < inf, "optimizer.lr optimizer.param_groups.head_lr"),
+    ("0 or more", lambda value: 0 <= value < inf, "data.split_seed data.num_workers optimizer.weight_decay"),
+    ("0 or more", lambda value: 0 <= value < inf, "scheduler.warmup_epochs early_stopping.min_delta"),
+)
+RULES = {key: (text, test) for text, test, keys in _RULES for key in keys.split()}
+"""What a number must be, beyond its type: in words, and as a test."""
 
 
-def complete(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Returns `cfg` with the neutral values of keys that are not set, and numbers that stand for text as text.
-
-    A run that was stored before a key existed reads as if the key was off.
-    """
-    whole = cfg | {name: value for name, value in _neutral(Config).items() if name not in cfg}
-    for name, section in SECTIONS.items():
-        _fill(whole, name, section)
-    if isinstance(whole.get("optimizer"), dict):
-        whole["optimizer"] = whole["optimizer"] | {"param_groups": whole["optimizer"].get("param_groups", {})}
-        _fill(whole["optimizer"], "param_groups", ParamGroups)
-    if isinstance(whole["scheduler"], dict) and whole["scheduler"].get("_target_"):
-        _fill(whole, "scheduler", Schedule)
-    return whole | {name: _as_text(whole[name]) for name in TEXT if name in whole}
+@cache
+def typed(section: type, path: str = "") -> Signature:
+    """Returns the keys of a dataclass; OmegaConf says what each takes."""
+    arguments = {}
+    for item in fields(section):
+        text = " or ".join(item.type.__members__) if isinstance(item.type, type(Enum)) else formatannotation(item.type)
+        default = None if item.default is MISSING and item.default_factory is MISSING else repr(item.default)
+        arguments[item.name] = Argument(default, partial(_expected, section, item.name, text))
+    return Signature(path, arguments)
 
 
-def _fill(parent: dict[str, Any], name: str, section: type) -> None:
-    if isinstance(parent.get(name), dict):
-        parent[name] = parent[name] | {k: v for k, v in _neutral(section).items() if k not in parent[name]}
+def _expected(section: type, name: str, text: str, value: Any) -> str | None:
+    """What OmegaConf expects, where it refuses the value; a text such as "3" is no number."""
+    try:
+        box = OmegaConf.structured(section)
+        box[name] = escaped(value)
+        fits = not isinstance(value, str) or isinstance(box[name], str | Enum)
+    except OmegaConfBaseException:
+        fits = False
+    return None if fits else text.replace(" | None", " or null")
 
 
-def _neutral(section: type) -> dict[str, Any]:
-    defaults = {item.name: item.default for item in fields(section) if item.default is not MISSING}
-    made = {item.name: item.default_factory() for item in fields(section) if item.default_factory is not MISSING}
-    return defaults | {name: dict(vars(value)) if is_dataclass(value) else value for name, value in made.items()}
+def complete(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Merges a right configuration into the schema, so that a key that an older run lacks reads as if it was off."""
+    whole = dict(cfg)
+    for path, extras in EXTRAS.items():
+        if "_target_" in (node := whole.get(path, {})):
+            names = {item.name for item in fields(extras)}
+            whole[path] = node | _merged(extras, {name: value for name, value in node.items() if name in names})
+    return _merged(Config, whole)
 
 
-def _as_text(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_as_text(item) for item in value]
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+def _merged(section: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    return plain(OmegaConf.merge(OmegaConf.structured(section), escaped(values)))
+
+
+def plain(tree: Any) -> dict[str, Any]:
+    """Returns OmegaConf's tree as plain containers, its interpolations resolved."""
+    container: Any = OmegaConf.to_container(tree, resolve=True, enum_to_str=True)
+    return dict(container)

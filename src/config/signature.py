@@ -1,170 +1,224 @@
-"""The arguments of a class or function, from its source alone."""
+"""The arguments of a class or function and what they take, from source alone: `torch.optim.Adam` costs no torch."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from src.config.annotation import Member, members_of
-from src.config.source import Found, Module, follow, lookup
+Definition = ast.ClassDef | ast.FunctionDef
+Bindings = dict[str, Definition | ast.expr | str]
+"""The top level of a source file: what each name is, or the dotted name that it is imported from."""
+
+ANYTHING = "anything"
+KINDS = {type(None): "null", bool: "true/false", int: "int", float: "float", str: "str", list: "list", dict: "section"}
+ANNOTATIONS = (
+    {"None": "null", "bool": "true/false", "int": "int", "float": "float", "str": "str"}
+    | dict.fromkeys(("list", "List", "tuple", "Tuple", "Sequence", "Iterable"), "list")
+    | dict.fromkeys(("dict", "Dict", "Mapping"), "section")
+)
+"""How values and annotations are called in messages."""
+
+PLAIN_BASES = {"object", "ABC", "Generic", "Protocol"}
+"""Bases that cannot be followed in source and take no arguments."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A class, a function or an assigned expression, and the module that holds it."""
+
+    module: str
+    node: Definition | ast.expr
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument: its default as it is written (None: required) and the class whose signature has it."""
+    """One argument: its default as it is written (None: required), and what it expects in place of a wrong value."""
 
-    name: str
     default: str | None
-    owner: str
-    annotation: ast.expr | None = field(repr=False)
-    module: Module = field(repr=False)
-
-    @property
-    def members(self) -> list[Member]:
-        """What may be written for it."""
-        return [] if self.annotation is None else members_of(self.annotation, self.module)
+    expected: Callable[[Any], str | None] = field(default=lambda value: None, repr=False)
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Arguments by name.
+    """What can be given by name to what `name` names, and whether there may be more that cannot be known."""
 
-    Attributes:
-        origin: The dotted name of the class or function where it is defined.
-        arguments: Those that can be given by name.
-        is_open: Whether it takes others too, which cannot be known.
-        name: The dotted name by which it was asked for.
-    """
-
-    origin: str
+    name: str
     arguments: dict[str, Argument]
     is_open: bool = False
-    name: str = ""
 
 
 @cache
 def signature_of(dotted: str) -> Signature | None:
     """Returns the signature of a dotted name; None where that names no class or function."""
+    found = _lookup(dotted)
+    signature = _signature(found) if found else None
+    return replace(signature, name=dotted) if signature else None
+
+
+def public_names(module: str) -> list[str]:
+    """Returns the dotted public names that a module defines or takes from others, for a hint."""
+    bindings = _load(module)
+    names = [name for name, bound in bindings.items() if isinstance(bound, ast.ClassDef | str)]
+    stars = [name[1:] for name in bindings if name.startswith("*")]
+    names += [name.rpartition(".")[2] for star in stars for name in public_names(star)]
+    return [f"{module}.{name}" for name in names if name[0].isalpha()]
+
+
+@cache
+def _load(module: str) -> Bindings:
+    """Parses a module; `from x import *` is bound as `*x`."""
+    path = _locate(module)
+    if path is None or path.suffix != ".py":
+        return {}
+    package = module if path.stem == "__init__" else module.rpartition(".")[0]
+    pairs = [pair for node in _statements(ast.parse(path.read_bytes())) for pair in _bindings(node, package)]
+    return dict(reversed(pairs))  # of several, as under `if` and `else`, the first
+
+
+def _locate(name: str) -> Path | None:
+    top, *rest = name.split(".")
+    spec = find_spec(top)  # a top-level name: nothing is imported to find it
+    for part in rest:
+        folders = spec.submodule_search_locations if spec else None
+        spec = PathFinder.find_spec(f"{spec.name}.{part}", list(folders)) if spec and folders else None
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def _statements(block: ast.AST) -> Iterator[ast.stmt]:
+    """The statements of a module, also those under `if`, `try` and `with`."""
+    for part in ("body", "handlers", "orelse"):
+        for statement in getattr(block, part, []):
+            yield statement
+            if isinstance(statement, ast.If | ast.Try | ast.With | ast.ExceptHandler):
+                yield from _statements(statement)
+
+
+def _bindings(statement: ast.stmt, package: str) -> Iterator[tuple[str, Definition | ast.expr | str]]:
+    match statement:
+        case ast.ClassDef() | ast.FunctionDef():
+            yield statement.name, statement
+        case ast.Assign(value=value, targets=targets):
+            yield from ((target.id, value) for target in targets if isinstance(target, ast.Name))
+        case ast.ImportFrom(names=names, level=level, module=source):
+            parents = package.split(".")[: package.count(".") + 2 - level] if level else []
+            origin = ".".join([*parents, *([source] if source else [])])
+            for alias in names:
+                star = alias.name == "*"
+                yield f"*{origin}" if star else alias.asname or alias.name, f"{origin}.{alias.name}"
+
+
+def _lookup(dotted: str, seen: frozenset[str] = frozenset()) -> Found | None:
+    """Follows the name in a module through imports, `*` and assignments to what it is; None where it is lost."""
     module, _, name = dotted.rpartition(".")
-    found = lookup(module, name)
-    if not isinstance(found, Found) or isinstance(found.node, ast.expr):
-        return None
-    return replace(_signature(found), name=dotted)
+    bindings = _load(module) if module and dotted not in seen else {}
+    seen |= {dotted}
+    match bindings.get(name):
+        case None:
+            found = (_lookup(f"{star[1:]}.{name}", seen) for star in bindings if star.startswith("*"))
+            return next((node for node in found if node), None)
+        case str() as origin:
+            return _lookup(origin, seen)
+        case ast.Name(id=other):
+            return _lookup(f"{module}.{other}", seen)
+        case bound:
+            return Found(module, bound)
 
 
-def _signature(found: Found) -> Signature:
-    if isinstance(found.node, ast.FunctionDef):
-        return _of_function(found, found.node, None)
-    return _of_class(found) or Signature(found.dotted, {})
+def _signature(found: Found) -> Signature | None:
+    match found.node:
+        case ast.FunctionDef() as function:
+            return _of_function(found, function)
+        case ast.ClassDef(body=body, decorator_list=decorators):
+            own = [item for item in body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+            if own:
+                return _of_function(found, own[-1])  # the last: those before it are overloads
+            return Signature("", {}, is_open=True) if decorators else _inherited(found)  # one may be `dataclass`
+    return None
 
 
-def _of_class(found: Found) -> Signature | None:
-    """The class's own `__init__`, its data fields, or what its bases have; None where that is `object`'s."""
-    node = found.node
-    assert isinstance(node, ast.ClassDef)
-    if init := _method(node, "__init__"):
-        return replace(_of_function(found, init, node), origin=found.dotted)
-    inherited = _inherited(found)
-    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
-        fields = {argument.name: argument for argument in _fields(found, node)}
-        return Signature(found.dotted, (inherited.arguments if inherited else {}) | fields)
-    return replace(inherited, origin=found.dotted) if inherited else None
+def _inherited(found: Found) -> Signature:
+    """The first `__init__` that a base has; open where the base cannot be followed."""
+    names = [ast.unparse(base).partition("[")[0] for base in getattr(found.node, "bases", [])]
+    for name in names:
+        parent = _lookup(f"{found.module}.{name}")
+        signature = (_signature(parent) if parent else None) or Signature("", {}, is_open=name not in PLAIN_BASES)
+        if signature.arguments or signature.is_open:
+            return signature
+    return Signature("", {})
 
 
-def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:
-    methods = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == name]
-    return methods[-1] if methods else None  # the last one: those before it are overloads
-
-
-def _inherited(found: Found) -> Signature | None:
-    assert isinstance(found.node, ast.ClassDef)
-    lost = False
-    for base in found.node.bases:
-        base = base.value if isinstance(base, ast.Subscript) else base
-        parent = follow(found.module, base)
-        if isinstance(parent, Found) and isinstance(parent.node, ast.ClassDef):
-            if signature := _of_class(parent):
-                return signature
-        else:
-            lost |= ast.unparse(base).rpartition(".")[2] not in {"object", "ABC", "Generic", "Protocol"}
-    return Signature(found.dotted, {}, is_open=True) if lost else None
-
-
-def _fields(found: Found, node: ast.ClassDef) -> Iterator[Argument]:
-    for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            if "ClassVar" in ast.unparse(item.annotation):
-                continue
-            default = ast.unparse(item.value) if item.value else None
-            yield Argument(item.target.id, default, found.dotted, item.annotation, found.module)
-
-
-def _of_function(found: Found, function: ast.FunctionDef, owner: ast.ClassDef | None) -> Signature:
+def _of_function(found: Found, function: ast.FunctionDef) -> Signature:
     written = function.args
     positional = [*written.posonlyargs, *written.args]
-    defaults: list[ast.expr | None] = [None] * (len(positional) - len(written.defaults)) + [*written.defaults]
+    defaults = [None] * (len(positional) - len(written.defaults)) + list(written.defaults)
     pairs = [*zip(positional, defaults, strict=True), *zip(written.kwonlyargs, written.kw_defaults, strict=True)]
-    arguments = {
-        argument.arg: Argument(
-            argument.arg, ast.unparse(default) if default else None, found.dotted, argument.annotation, found.module
-        )
-        for argument, default in pairs[1 if owner else 0 :]
-    }
-    if written.kwarg is None:
-        return Signature(found.dotted, arguments)
-    passed, is_open = _passed_on(found, function, written.kwarg.arg)
-    further = {name: argument for name, argument in passed.items() if name not in arguments}
-    return Signature(found.dotted, arguments | further, is_open)
+    arguments = {}
+    for argument, default in pairs[isinstance(found.node, ast.ClassDef) :]:  # without self
+        expected = partial(_expected, argument.annotation, found.module)
+        arguments[argument.arg] = Argument(ast.unparse(default) if default else None, expected)
+    passed, is_open = _passed_on(found, function, written.kwarg.arg) if written.kwarg else ({}, False)
+    return Signature("", arguments | passed | arguments, is_open)  # its own first, as calls by position need
 
 
 def _passed_on(found: Found, function: ast.FunctionDef, kwargs: str) -> tuple[dict[str, Argument], bool]:
-    """Arguments that reach another signature through `**kwargs`; open where no such call can be followed."""
-    arguments = {
-        name: Argument(name, "...", found.dotted, None, found.module) for name in _taken_by_name(function, kwargs)
-    }
-    receivers = [call for call in ast.walk(function) if isinstance(call, ast.Call) and _hands_on(call, kwargs)]
+    """What reaches other signatures through `**kwargs`; open where no call that takes them can be followed."""
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    popped = [call.args[0] for call in calls if ast.unparse(call.func) in (f"{kwargs}.pop", f"{kwargs}.get")]
+    arguments = {str(name.value): Argument("...") for name in popped if isinstance(name, ast.Constant)}
+    receivers = [call for call in calls if any(k.arg is None and ast.unparse(k.value) == kwargs for k in call.keywords)]
     for call in receivers:
-        signature = _receiver(found, call)
+        target = ast.unparse(call.func)
+        signature = _receiver(found, target)
         if signature is None or signature.is_open:
             return arguments, True
-        given = len(call.args) - (ast.unparse(call.func).endswith(".__init__") and not _is_super(call.func))
-        free = list(signature.arguments.items())[given:]
-        named = {keyword.arg for keyword in call.keywords}
-        arguments |= {name: argument for name, argument in free if name not in named}
+        given = len(call.args) - (target.endswith(".__init__") and target != "super().__init__")  # self
+        names = {keyword.arg for keyword in call.keywords}
+        arguments |= {name: what for name, what in list(signature.arguments.items())[given:] if name not in names}
     return arguments, not receivers
 
 
-def _taken_by_name(function: ast.FunctionDef, kwargs: str) -> Iterator[str]:
-    """The x of `kwargs["x"]`, `kwargs.get("x")` and `kwargs.pop("x")`."""
-    for node in ast.walk(function):
-        match node:
-            case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str() as key)) if name == kwargs:
-                yield key
-            case ast.Call(
-                func=ast.Attribute(value=ast.Name(id=name), attr="get" | "pop"),
-                args=[ast.Constant(value=str() as key), *_],
-            ) if name == kwargs:
-                yield key
+def _receiver(found: Found, target: str) -> Signature | None:
+    if target == "super().__init__":
+        return _inherited(found)
+    receiver = _lookup(f"{found.module}.{target.removesuffix('.__init__')}")
+    return _signature(receiver) if receiver and receiver.node is not found.node else None
 
 
-def _hands_on(call: ast.Call, kwargs: str) -> bool:
-    return any(
-        keyword.arg is None and isinstance(keyword.value, ast.Name) and keyword.value.id == kwargs
-        for keyword in call.keywords
-    )
+def _expected(annotation: ast.expr | None, module: str, value: Any) -> str | None:
+    """What a person can write for an annotation, where the value is none of it."""
+    kinds, kind = list(dict.fromkeys(_kinds(annotation, module))), KINDS.get(type(value), "")
+    accepted = {kind, repr(value), ANYTHING, *(["float"] if kind == "int" else [])}
+    return None if not kinds or accepted & set(kinds) else " or ".join(kinds)
 
 
-def _is_super(function: ast.expr) -> bool:
-    return ast.unparse(function).startswith("super(")
-
-
-def _receiver(found: Found, call: ast.Call) -> Signature | None:
-    if _is_super(call.func):
-        return _inherited(found) if isinstance(found.node, ast.ClassDef) else None
-    target = call.func
-    if isinstance(target, ast.Attribute) and target.attr == "__init__":
-        target = target.value
-    receiver = follow(found.module, target)
-    if not isinstance(receiver, Found) or isinstance(receiver.node, ast.expr) or receiver.node is found.node:
-        return None
-    return _signature(receiver)
+def _kinds(annotation: ast.expr | None, module: str) -> list[str]:
+    """What can be written for an annotation; nothing for a class such as Tensor."""
+    name = ast.unparse(annotation) if annotation else ""
+    match annotation:
+        case ast.Constant(value=str() as quoted):
+            return _kinds(ast.parse(quoted, mode="eval").body, module)
+        case ast.BinOp(left=left, right=right):
+            return _kinds(left, module) + _kinds(right, module)
+        case ast.Subscript(value=origin, slice=inner):
+            members = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            match ast.unparse(origin).rpartition(".")[2]:
+                case "Literal":
+                    return [ast.unparse(member) for member in members]
+                case "Union" | "Optional" as union:
+                    kinds = [kind for member in members for kind in _kinds(member, module)]
+                    return kinds + (["null"] if union == "Optional" else [])
+                case generic:
+                    return [ANNOTATIONS.get(generic, ANYTHING)]
+        case ast.Constant() | ast.Name() | ast.Attribute() if name in ANNOTATIONS:
+            return [ANNOTATIONS[name]]
+        case ast.Name():
+            match _lookup(f"{module}.{name}"):
+                case Found(node=ast.ClassDef()):
+                    return []
+                case Found(module=there, node=ast.BinOp() | ast.Subscript() as alias):
+                    return _kinds(alias, there)
+    return [ANYTHING]

@@ -21,17 +21,8 @@ ALLOWED = (
 )
 """Prefixes (ending in a dot) and exact names; pyproject.toml may add to them, a checkpoint may not."""
 
-FACTORIES: dict[str, tuple[str, ...]] = {
-    "torch.nn.modules.module.Module": (
-        "torchvision.models.resnet18",
-        "torchvision.models.resnet34",
-        "torchvision.models.resnet50",
-        "torchvision.models.mobilenet_v3_small",
-        "torchvision.models.efficientnet_b0",
-        "torchvision.models.convnext_tiny",
-        "torchvision.models.vit_b_16",
-    )
-}
+_MODELS = ("resnet18", "resnet34", "resnet50", "convnext_tiny", "efficientnet_b0", "mobilenet_v3_small", "vit_b_16")
+FACTORIES = {"torch.nn.modules.module.Module": frozenset(f"torchvision.models.{name}" for name in _MODELS)}
 """Functions that may stand for a class, by the base of what they return."""
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -43,33 +34,21 @@ T = TypeVar("T")
 @cache
 def allowed_targets(pyproject: Path = PYPROJECT) -> tuple[str, ...]:
     """Returns the allow-list: `ALLOWED` and `[tool.research-template] allowed-targets` of pyproject.toml."""
-    if not pyproject.is_file():
-        return ALLOWED
-    tool = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {})
+    tool = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {}) if pyproject.is_file() else {}
     return ALLOWED + tuple(tool.get("research-template", {}).get("allowed-targets", ()))
 
 
 def is_allowed(dotted: str) -> bool:
     """Whether the allow-list holds this name; nothing is imported."""
-    if not _PUBLIC_NAME.fullmatch(dotted):
-        return False
-    return any(dotted.startswith(entry) if entry.endswith(".") else dotted == entry for entry in allowed_targets())
-
-
-def is_listed(dotted: str) -> bool:
-    """Whether the allow-list holds exactly this name, so that a person has vouched for it wherever it comes from."""
-    return dotted in allowed_targets()
+    prefixes = tuple(entry for entry in allowed_targets() if entry.endswith("."))
+    return _PUBLIC_NAME.fullmatch(dotted) is not None and (dotted.startswith(prefixes) or dotted in allowed_targets())
 
 
 def resolve_target(dotted: str, base: type) -> Any:
-    """Imports what `_target_` names: a class derived from `base`, or a listed factory of one.
+    """Imports what `_target_` names: a class derived from `base`, or a listed factory of one; else a ConfigError.
 
-    A name is a module and one attribute of it, never a walk through attributes, and the object must come from the
-    allow-list itself: what a listed module merely imports from elsewhere is not a target.
-
-    Raises:
-        ConfigError: The name is not in the allow-list (nothing has been imported then), names nothing, or names
-            something else.
+    A name outside the allow-list imports nothing. A name is a module and one attribute of it, never a walk through
+    attributes, and what a listed module merely imports from elsewhere is not a target.
     """
     if not is_allowed(dotted):
         raise ConfigError(not_allowed(dotted))
@@ -82,27 +61,19 @@ def resolve_target(dotted: str, base: type) -> Any:
         return found
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ConfigError(f"_target_ {dotted} is not a {base.__module__}.{base.__qualname__}")
-    if not is_listed(dotted) and not is_allowed(f"{found.__module__}.{found.__qualname__}"):
+    if dotted not in allowed_targets() and not is_allowed(f"{found.__module__}.{found.__qualname__}"):
         raise ConfigError(f"_target_ {dotted} is {found.__module__}.{found.__qualname__}, which is not allowed")
     return found
 
 
 def not_allowed(dotted: str) -> str:
     """Returns the message for a name outside the allow-list."""
-    return (
-        f"{dotted} is not an allowed target: those are public names of {', '.join(allowed_targets())} "
-        "and what [tool.research-template] allowed-targets in pyproject.toml adds"
-    )
+    added = "what [tool.research-template] allowed-targets in pyproject.toml adds"
+    return f"{dotted} is not an allowed target: those are public names of {', '.join(allowed_targets())} and {added}"
 
 
 def build(node: Mapping[str, Any], base: type[T], **injected: Any) -> T:
-    """Makes the object that `node` describes: `_target_` called with the node's other keys and `injected`.
-
-    Nested nodes stay plain: a module builds its own net.
-
-    Raises:
-        ConfigError: `_target_` is missing or refused (see `resolve_target`), or the node sets an injected argument.
-    """
+    """Calls the node's `_target_` with its other keys, which stay plain, and `injected`, which it must not set."""
     if "_target_" not in node:
         raise ConfigError(f"a section that is to become a {base.__qualname__} has no _target_")
     arguments = {key: value for key, value in node.items() if key != "_target_"}

@@ -19,6 +19,7 @@ from src.config.errors import hint
 from src.data.base import DataModule
 from src.engine.checkpoint import build_module
 from src.modules.base import BaseModule, limited, monitors
+from src.tracking.mode import check_tracker
 
 PREFLIGHT_SAMPLES = 8
 """Enough to see that shapes fit, few enough for the largest net on a CPU."""
@@ -44,6 +45,9 @@ def plan_run(cfg: Mapping[str, Any]) -> Plan:
     problems: list[str] = []
     with collected(problems):
         check_monitor(cfg)
+    with collected(problems):
+        if cfg["logger"].get("_target_") == "src.tracking.wandb.WandbTracker":
+            check_tracker(cfg["logger"])
     trainer = None
     with collected(problems):
         trainer = rehearse_trainer(cfg["trainer"])

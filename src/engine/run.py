@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 import yaml
+from torch.distributed import PrefixStore, TCPStore
 
 from src.config import Composed, ConfigError
 from src.engine.environment import describe_environment, uncommitted_changes
@@ -120,6 +121,9 @@ def claim(composed: Composed) -> Run:
     Raises:
         ConfigError: The folder cannot be made or written.
     """
+    store = torchrun_store()
+    if store is not None and os.environ["RANK"] != "0":
+        os.environ[INHERITED] = store.get(INHERITED).decode()
     if inherited := os.environ.get(INHERITED):
         shared = json.loads(inherited)
         return Run(Path(shared["folder"]), shared["run_id"], owner=False, status={})
@@ -145,7 +149,18 @@ def claim(composed: Composed) -> Run:
         _describe(folder, cfg)
     except OSError as error:
         raise ConfigError(f"runs_dir={cfg['runs_dir']}: no run folder can be made there: {error}") from error
+    if store is not None:
+        store.set(INHERITED, json.dumps({"folder": str(folder), "run_id": run_id}))
     return Run(folder, run_id, owner=True, status=status)
+
+
+def torchrun_store() -> PrefixStore | None:
+    """The key-value store that torchrun keeps for its processes, None if this one was started otherwise."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"run/{attempt}", TCPStore(address, port, is_master=False))
 
 
 def _make_folder(parent: Path) -> tuple[Path, str]:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def log_figure(loggers: Iterable[Logger], key: str, figure: "Figure", step: int) -> None:
-    """Show `figure` as an image named `key` in W&B and TensorBoard; other loggers have no place for one."""
+    """Shows a figure as the image `key` in W&B and TensorBoard; other loggers have no place for one."""
     from src.tracking.plots import pixels
 
     for logger in loggers:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from src.config import ConfigError, compose
-from src.config.files import CONFIG_DIR
+from src.config.sources import CONFIG_DIR
 
 Problems = Callable[..., list[str]]
 

@@ -3,12 +3,12 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from src.config import ConfigError
-from src.config.overrides import PATH_KEYS, parse_override, quote_path, take_arguments
+from src.config.sources import PATH_KEYS, parse_override, quote_path, take_arguments
 
 NASTY = st.text(alphabet=" =(),{}[]#'\"\\$:~+-*&!|%@`^/.aé漢\t\n", min_size=1)
 PATHS = st.one_of(NASTY, st.text(min_size=1))
@@ -17,14 +17,16 @@ MEANT_FOR_HYDRA = re.compile(r"""null|'.*'|".*"|.*\$\{[^{}]+\}.*""", re.DOTALL)
 
 def read(override: str) -> object:
     """The value after Hydra's grammar and OmegaConf's interpolation."""
-    return OmegaConf.create({"path": parse_override(override).value}).path
+    return OmegaConf.create({"path": parse_override(override).value()}).path
 
 
+@settings(max_examples=60, deadline=None)
 @given(path=PATHS.filter(lambda path: not MEANT_FOR_HYDRA.fullmatch(path)), key=st.sampled_from(sorted(PATH_KEYS)))
 def test_any_path_is_read_as_it_is(path, key):
     assert read(f"{key}={path}") == path
 
 
+@settings(max_examples=60, deadline=None)
 @given(path=PATHS.filter(lambda path: "${" not in path))
 def test_quoting_twice_is_quoting_once(path):
     once = quote_path(f"data.root={path}")

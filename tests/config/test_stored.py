@@ -40,11 +40,17 @@ def test_an_allowed_group_is_replaced(stored):
 
 
 def test_every_problem_is_listed(stored):
-    assert refused(stored, ["model=linear", "data.batchsize=7", "optimizer.lr=-1", "data=mnst"], ["data"]) == [
-        "data=mnst: there is no data called mnst; did you mean data=mnist?",
+    assert refused(stored, ["model=linear", "trainer.max_epoch=7", "optimizer.lr=-1"], ["data"]) == [
         "model=linear: the stored run keeps its model; these can be replaced: data",
-        "data.batchsize=7: src.data.mnist.MNISTDataModule has no argument batchsize; did you mean data.batch_size?",
         "optimizer.lr=-1: must be above 0, not -1",
+        "trainer.max_epoch=7: lightning.pytorch.Trainer has no argument max_epoch; did you mean trainer.max_epochs?",
+    ]
+
+
+def test_a_misspelt_file_of_an_allowed_group(stored):
+    assert refused(stored, ["data=mnst", "seed=-1"], ["data"]) == [
+        "data=mnst: there is no data called mnst; did you mean mnist?",
+        "seed=-1: must be from 0 to 2**32 - 1, not -1",
     ]
 
 

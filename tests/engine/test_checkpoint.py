@@ -120,7 +120,7 @@ def test_a_hostile_target_is_not_called(section: str, target: str, trained: Path
     words = "is not an allowed target" if target == "os.system" else "names no class"
     assert f"{section}._target_: {target} {words}" in refusal(path)
     if section.startswith("model"):
-        with pytest.raises(ConfigError, match="not an allowed target|names no"):
+        with pytest.raises(ConfigError, match=r"not an allowed target|names no"):
             restore_module(checkpoint, path)
     assert not marker.exists()
 

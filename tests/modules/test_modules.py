@@ -163,9 +163,7 @@ def test_no_schedule() -> None:
 
 
 def test_a_schedule_needs_room() -> None:
-    with pytest.raises(
-        ConfigError, match="at least one step after the warm-up"
-    ):
+    with pytest.raises(ConfigError, match="at least one step after the warm-up"):
         rates("CosineAnnealingLR", warmup_epochs=4)
 
 

@@ -140,7 +140,7 @@ def test_lines_keep_their_columns() -> None:
     first = epoch_line(2, 30, metrics, 0.44)
     assert first == "epoch  3/30  train/loss 0.5123    val/loss 0.2500    val/acc 0.8610    0.4 s"
     last = epoch_line(29, 30, {**metrics, "train/loss": 1.5e-7, "val/loss": math.nan, "val/acc": 1.0}, 75)
-    assert last == "epoch 30/30  train/loss 1.5e-07   val/loss nan       val/acc 1.000     1:15 min"
+    assert last == "epoch 30/30  train/loss 1.5e-07   val/loss nan       val/acc 1.000     0:01:15"
     assert [first.index(name) for name in ("train/loss", "val/loss", "val/acc")] == [
         last.index(name) for name in ("train/loss", "val/loss", "val/acc")
     ]
@@ -166,7 +166,7 @@ def test_number(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1:00 min"), (3599.6, "1:00:00 h"), (7384, "2:03:04 h")],
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "0:01:00"), (3599.6, "1:00:00"), (7384, "2:03:04")],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -17,7 +17,6 @@ import pytest
 import wandb
 from lightning.pytorch.utilities import rank_zero_only
 
-from src.config import ConfigError
 from src.tracking.figures import log_figure
 from src.tracking.plots import loss_curves
 from src.tracking.wandb import WandbTracker, summary_of
@@ -39,7 +38,6 @@ INFO: Any = {
     "config": {"seed": 0, "optimizer": {"lr": 0.1}, "monitor": {"metric": "val/acc", "mode": "max"}},
     "facts": {"num_classes": 2, "class_names": ["cat", "dog"]},
     "parameters": 7850,
-    "git_commit": "c0ffee",
 }
 
 Factory = Callable[..., WandbTracker]
@@ -76,6 +74,11 @@ def segments(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "wandb").glob("*run-*-*"))
 
 
+def written(run_dir: Path) -> bytes:
+    """The transaction logs of a run, in which values are plain text: cheaper to ask for a value than `records`."""
+    return b"".join(path.read_bytes() for segment in segments(run_dir) for path in segment.glob("*.wandb"))
+
+
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: value for update in of_kind("summary", found) for name, value in update["update"].items()}
 
@@ -107,6 +110,7 @@ def test_everything_about_a_run_arrives_and_no_secret_does(
     (tmp_path / "weights.bin").write_bytes(b"weights")
     artifact.add_file(str(tmp_path / "weights.bin"))
     logger.experiment.log_artifact(artifact)
+    assert logger.experiment.url is None, "asked for without a word from wandb"
     logger.finish(0)
     printed = capfd.readouterr()
 
@@ -118,7 +122,7 @@ def test_everything_about_a_run_arrives_and_no_secret_does(
         "run_id": "run1", "display_name": "digits, linear", "tags": ["baseline", "mnist"], "run_group": "seeds",
         "notes": "first try",
     }  # fmt: skip
-    assert run["project"] == "research-template" and run["git"]["commit"] == "c0ffee"
+    assert run["project"] == "research-template"
     config = {name: value for name, value in run["config"]["update"].items() if name != "_wandb"}
     assert config == {**INFO["config"], "facts": INFO["facts"], "parameters": 7850}
 
@@ -137,7 +141,6 @@ def test_everything_about_a_run_arrives_and_no_secret_does(
     (picture,) = best["plots/curves.filenames"]
     assert (segment / "files" / picture).read_bytes().startswith(b"\x89PNG")
     assert exit_codes(found) == [0]
-    assert (run_dir / "wandb" / "run_id").read_text() == "run1\n"
     assert any(path.read_bytes() == b"weights" for path in (run_dir / "wandb" / "data").rglob("*") if path.is_file())
     assert not (tmp_path / "home").exists(), "something was written to the home folder"
 
@@ -152,47 +155,35 @@ def test_everything_about_a_run_arrives_and_no_secret_does(
         assert [path for path, data in content.items() if secret.encode() in data] == []
 
 
-def test_a_resumed_run_keeps_its_id_and_joins_its_own_folder(tracker: Factory, tmp_path: Path) -> None:
-    info = {**INFO, "id": None}
-    first = tracker(run=info)
-    assert re.fullmatch(r"[0-9a-f]{8}", first.run_id) and not (tmp_path / "run" / "wandb").exists()
-    first.log_metrics({"a": 1.0}, 0)
-    first.finish(143)
-    second = tracker(run=info)
-    assert second.run_id == second.version == first.run_id
-    second.log_metrics({"a": 2.0}, 1)
-    second.finish(0)
-    assert tracker(run={**INFO, "id": "other"}).run_id == "other", "the checkpoint's id counts before the kept one"
+def test_rows_survive_a_kill_and_a_resumed_run_joins_them(tracker: Factory, tmp_path: Path) -> None:
+    first = tracker()
+    for step in range(20):
+        first.log_metrics({"a": step + 0.625}, step)
+    time.sleep(1.3)  # what another process can read now survives the end of this one
+    (segment,) = segments(tmp_path / "run")
+    assert all(f"{step}.625".encode() in written(tmp_path / "run") for step in range(20))
+    first.finish(1)
+    second = tracker()
+    second.log_metrics({"a": 20.0}, 20)
+    second.finish(143)
 
-    found = [records(segment) for segment in segments(tmp_path / "run")]
-    assert [of_kind("run", part)[0]["run_id"] for part in found] == [first.run_id] * 2
-    assert all(of_kind("run", part)[0]["resume"] is True for part in found)
-    assert [history(part) for part in found] == [
-        [{"a": 1.0, "trainer/global_step": 0}],
-        [{"a": 2.0, "trainer/global_step": 1}],
-    ]
-    assert [exit_codes(part) for part in found] == [[143], [0]]
+    (rest,) = set(segments(tmp_path / "run")) - {segment}
+    found = records(rest)
+    (run,) = of_kind("run", found)
+    assert (run["run_id"], run["resume"]) == ("run1", True)
+    assert history(found) == [{"a": 20.0, "trainer/global_step": 20}] and exit_codes(found) == [143]
 
 
 def test_runs_of_one_process_do_not_mix_even_when_open_at_once(tracker: Factory, tmp_path: Path) -> None:
     one = tracker("one", run={**INFO, "id": "one"})
     two = tracker("two", run={**INFO, "id": "two"})
-    one.log_metrics({"a": 1.0}, 0)
-    two.log_metrics({"a": 2.0}, 0)
+    one.log_metrics({"a": 1.625}, 0)
+    two.log_metrics({"a": 2.625}, 0)
     one.finish(0)
-    two.log_metrics({"a": 3.0}, 1)
+    two.log_metrics({"a": 3.625}, 1)
     two.finish(1)
-    rows = {name: [row["a"] for row in history(records(segments(tmp_path / name)[0]))] for name in ("one", "two")}
-    assert rows == {"one": [1.0], "two": [2.0, 3.0]}
-
-
-def test_rows_reach_the_disk_within_seconds_while_the_run_is_open(tracker: Factory, tmp_path: Path) -> None:
-    """What another process can read survives the end of this one."""
-    logger = tracker()
-    for step in range(20):
-        logger.log_metrics({"a": float(step)}, step)
-    time.sleep(1.6)
-    assert len(history(records(segments(tmp_path / "run")[0]))) == 20
+    values = {name: re.findall(rb"\d\.625", written(tmp_path / name)) for name in ("one", "two")}
+    assert set(values["one"]) == {b"1.625"} and set(values["two"]) == {b"2.625", b"3.625"}
 
 
 def test_nothing_is_logged_to_a_finished_run(tracker: Factory) -> None:
@@ -225,7 +216,7 @@ def test_other_ranks_have_no_run(
     logger.log_metrics({"a": 1.0}, 0)
     logger.experiment.log({"a": 1.0})
     logger.finish(0)
-    assert list((tmp_path / "run").iterdir()) == [] and capfd.readouterr().out == ""
+    assert list((tmp_path / "run").iterdir()) == [] and capfd.readouterr() == ("", "")
 
 
 def test_the_end_of_wandbs_own_process_does_not_end_the_training(
@@ -240,12 +231,12 @@ def test_the_end_of_wandbs_own_process_does_not_end_the_training(
     for step in range(1, 4):
         logger.log_metrics({"a": 2.0}, step)
     logger.finish(0)
-    said = [line for line in capfd.readouterr().out.splitlines() if "lost" in line]
-    assert len(said) == 1 and said[0].startswith("W&B lost: its background process died")
     again = tracker("again", run={**INFO, "id": "again"})
     again.log_metrics({"a": 1.0}, 0)
     again.finish(0)
-    assert len(history(records(segments(tmp_path / "again")[0]))) == 1
+    said = [line for line in capfd.readouterr().out.splitlines() if "lost" in line]
+    assert len(said) == 1 and said[0].startswith("W&B lost: its background process died")
+    assert len(segments(tmp_path / "again")) == 1
 
 
 def test_an_unwritable_run_folder_is_an_error(tracker: Factory, tmp_path: Path) -> None:
@@ -253,12 +244,6 @@ def test_an_unwritable_run_folder_is_an_error(tracker: Factory, tmp_path: Path) 
     (tmp_path / "run" / "wandb").write_text("a file where the folder should be")
     with pytest.raises(FileExistsError):
         logger.log_metrics({"a": 1.0}, 0)
-
-
-@pytest.mark.parametrize("run_id", ["a/b", "a b", "x" * 65, "a:b"])
-def test_malformed_run_ids_are_refused(tracker: Factory, run_id: str) -> None:
-    with pytest.raises(ConfigError, match="letters, digits"):
-        tracker(run={**INFO, "id": run_id})
 
 
 @pytest.mark.parametrize(
@@ -270,7 +255,7 @@ def test_malformed_run_ids_are_refused(tracker: Factory, run_id: str) -> None:
     ],
 )  # fmt: skip
 def test_what_the_summary_keeps(metric: str, kept: str | None) -> None:
-    assert summary_of(metric, "val/strange", "min") == kept
+    assert summary_of(metric, {"metric": "val/strange", "mode": "min"}) == kept
 
 
 class Server(BaseHTTPRequestHandler):
@@ -285,7 +270,7 @@ class Server(BaseHTTPRequestHandler):
             time.sleep(20)
             return
         content = json.dumps(self.graphql(json.loads(body)) if self.path == "/graphql" else {}).encode()
-        self.send_response(500 if self.state == "fails" and self.command == "POST" else 200)
+        self.send_response(200)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(content)))
         self.end_headers()
@@ -323,40 +308,34 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_online_until_the_server_dies_and_the_end_does_not_wait_for_it(
     server: str, tracker: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    logger = tracker(mode="auto", init_timeout=10, finish_timeout=1)
-    logger.log_metrics({"a": 1.0}, 0)
+    logger = tracker(mode="auto", init_timeout=10, finish_timeout=0.3)
+    logger.log_metrics({"a": 1.625}, 0)
     monkeypatch.setattr(Server, "state", "hangs")
-    logger.log_metrics({"a": 2.0}, 1)
+    logger.log_metrics({"a": 2.625}, 1)
     start = time.monotonic()
     logger.finish(0)
     assert time.monotonic() - start < 8
     assert capfd.readouterr().out.splitlines() == [
         f"W&B online (credentials from WANDB_API_KEY): {server}/somebody/research-template/runs/run1",
-        "W&B server did not take everything within 1 s; to send the rest: wandb sync run/wandb/run-*",
+        "W&B did not take everything (TimeoutError('Timed out finishing run.')); "
+        "to send the rest: wandb sync run/wandb/run-*",
     ]
-    (segment,) = segments(tmp_path / "run")
-    assert [row["a"] for row in history(records(segment))] == [1.0, 2.0]
+    assert set(re.findall(rb"\d\.625", written(tmp_path / "run"))) == {b"1.625", b"2.625"}
     key = SECRETS["WANDB_API_KEY"].encode()
     assert [path for path in files(tmp_path / "run") if key in path.read_bytes()] == []
 
 
-@pytest.mark.parametrize("state", ["fails", "hangs"])
 def test_a_failed_start_goes_on_offline_with_the_same_run(
-    server: str,
-    tracker: Factory,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    state: str,
+    server: str, tracker: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Server, "state", state)
+    monkeypatch.setattr(Server, "state", "hangs")
     logger = tracker(mode="online", init_timeout=1)
     start = time.monotonic()
     logger.log_metrics({"a": 1.0}, 0)
     assert time.monotonic() - start < 10
     logger.finish(0)
-    (said,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith("W&B")]
-    assert said.startswith("W&B offline (going online failed: Failed to get resume status")
+    printed = capfd.readouterr()
+    (said,) = printed.out.splitlines()
+    assert printed.err == "" and said.startswith("W&B offline (going online failed: Failed to get resume status")
     assert said.endswith("; to send this run later: wandb sync run/wandb/offline-run-*")
-    (segment,) = (tmp_path / "run" / "wandb").glob("offline-run-*-run1")
-    assert [row["a"] for row in history(records(segment))] == [1.0]
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*-run1"))) == 1

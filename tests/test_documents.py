@@ -1,0 +1,105 @@
+"""README and CONTRIBUTING are followed to the letter."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.fakes import write_mnist
+
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"^`([\w./]+)`\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NEEDS_A_CLONE = ("make ", "source ")
+"""Run by tests/test_clone.py, or what the tests run under already."""
+SLOW = ("python -m benchmarks",)
+
+
+def commands(document: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    lines = [line for language, block in BLOCK.findall(text) if language == "bash" for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def run(line: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    words = shlex.split(line)
+    assert words[0] == "python"
+    return subprocess.run(
+        [sys.executable, *words[1:]],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def test_every_command_of_the_readme_is_run_somewhere() -> None:
+    every = commands("README.md")
+    assert every[:2] == ["make train", "make test"]
+    assert all(line.startswith(("python -m ", *NEEDS_A_CLONE)) for line in every)
+
+
+def test_readme_commands_in_order(tmp_path: Path) -> None:
+    """One test: `ckpt=last` stands on what the lines before it have trained."""
+    write_mnist(tmp_path / "sets", train=5300, test=50)
+    for line in commands("README.md"):
+        if line.startswith((*NEEDS_A_CLONE, *SLOW)):
+            continue
+        if "max_epochs" not in line and "src.train" in line and "--" not in line:
+            line += " trainer.max_epochs=2"
+        done = run(line.replace("/path/to/sets", str(tmp_path / "sets")), ROOT)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.slow
+def test_readme_benchmark() -> None:
+    (line,) = (line for line in commands("README.md") if line.startswith(SLOW))
+    done = run(f"{line} --epochs 2", ROOT)
+    assert done.returncode == 0, done.stderr
+    assert '"mlp_ratio": ' in done.stdout.splitlines()[-1]
+
+
+def test_readme_shows_what_a_mistake_prints(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    (block,) = re.findall(r"```console\n\$ python -m src.train (.*?)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    done = command("src.train", *shlex.split(block[0]))
+    assert (done.returncode, done.stderr) == (2, block[1])
+
+
+def test_readme_names_what_exists(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:src|configs)/[\w./]+)`", text):
+        if path != "configs/local/default.yaml":
+            assert (ROOT / path).exists(), path
+    for name in {"mnist_subset", "mnist", "fashion_mnist"}:
+        assert f"| `{name}` |" in text
+
+
+def test_contributing_to_the_letter(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    names = shlex.split(
+        subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    )
+    for name in names:
+        if name.startswith(("src/", "configs/", "tests/")) or name == "pyproject.toml":
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    files = FILE.findall(text)
+    assert [Path(name).suffix for name, _ in files] == [".py", ".yaml", ".py"] * 2
+    for name, content in files:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text(content, encoding="utf-8")
+    for line in commands("CONTRIBUTING.md"):
+        done = run(line + (" -n 0" if "pytest" in line else ""), copy)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    sources = [name for name, _ in files if name.startswith("src/")]
+    for tool in (["ruff", "check"], ["ruff", "format", "--check"], ["mypy", "--strict"]):
+        done = subprocess.run([sys.executable, "-m", *tool, *sources], cwd=copy, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
