@@ -10,14 +10,9 @@ from src.config.signature import Argument, Signature, public_names, signature_of
 from src.config.sources import Provenance, written
 from src.config.targets import allowed_targets, is_allowed, not_allowed
 
-MISSING_VALUE = "???"
-
 
 def check(cfg: Mapping[str, Any], provenance: Provenance, skip: frozenset[str] = frozenset()) -> list[str]:
-    """Returns every problem of a plain, resolved configuration, with where it was set as far as that is known.
-
-    Dotted keys to `skip` are known to be wrong already, or cannot be judged for that.
-    """
+    """Returns every problem of a plain configuration; what `skip` names is wrong already, or hangs on what is."""
     return list(dict.fromkeys(_Checker(cfg, provenance, skip).arguments("", cfg, typed(TYPED[""]))))
 
 
@@ -115,7 +110,7 @@ class _Checker:
 
     def value(self, key: str, value: Any, argument: Argument | None) -> Iterator[str]:
         expected = argument.expected(value) if argument else None
-        if value == MISSING_VALUE:
+        if value == "???":  # as OmegaConf writes what is missing
             yield f"{self.at(key)}must be given: {key}=..."
         elif expected:
             yield f"{self.at(key)}expected {expected}, got {_shown(value)}"

@@ -90,10 +90,7 @@ class _Draft:
     def load(
         self, config_name: str | None, listed: Mapping[str, Setting], picks: Mapping[str, Setting]
     ) -> tuple[DictConfig, dict[str, str | None]]:
-        """Lets Hydra compose the picks over the file's defaults list, without those that are broken.
-
-        Returns the result and the choices, and notes which line of a file sets what.
-        """
+        """Lets Hydra compose the picks and the rest of the list, without what is broken; notes which line sets what."""
         lines = []
         for group, choice in {**listed, **picks}.items():
             faults = list(self.folder.faults(group, choice)) if choice.text != "null" else []
@@ -159,7 +156,7 @@ class _Draft:
             try:
                 return plain(tree)
             except OmegaConfBaseException as error:
-                key = str(error.full_key)
+                key = str(error.full_key).partition("[")[0]
                 if key in self.broken:
                     raise ConfigError(*self.problems) from error
                 reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])

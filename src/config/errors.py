@@ -17,10 +17,7 @@ class ConfigError(ValueError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """Returns the dotted choice that `name` probably means, if any.
-
-    The same last part elsewhere (`lr` for `optimizer.lr`), else a similar one in the same section, else anywhere.
-    """
+    """Returns the dotted choice with the same last part, else a similar one in the same section, else anywhere."""
     leaf, parent = name.rpartition(".")[2].lower(), name.rpartition(".")[0]
     leaves: dict[str, list[str]] = {}
     for choice in choices:

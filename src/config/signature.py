@@ -142,8 +142,7 @@ def _signature(found: Found) -> Signature | None:
 
 def _inherited(found: Found) -> Signature:
     """The first `__init__` that a base has; open where the base cannot be followed."""
-    names = [ast.unparse(base).partition("[")[0] for base in getattr(found.node, "bases", [])]
-    for name in names:
+    for name in [ast.unparse(base).partition("[")[0] for base in getattr(found.node, "bases", [])]:
         parent = _lookup(f"{found.module}.{name}")
         signature = (_signature(parent) if parent else None) or Signature("", {}, is_open=name not in PLAIN_BASES)
         if signature.arguments or signature.is_open:

@@ -76,27 +76,28 @@ class ConfigFolder:
         for entry in [item for key, entries in pairs if key.value == "defaults" for item in entries.value]:
             if isinstance(entry, yaml.ScalarNode) and entry.value != "_self_":
                 yield name.rpartition("/")[0], Setting(self.where(name, entry), entry.value)
-            elif isinstance(entry, yaml.MappingNode):
+            elif isinstance(entry, yaml.MappingNode) and entry.value:
                 *words, group = entry.value[0][0].value.partition("@")[0].split()
                 group, value = group.removeprefix("/"), entry.value[0][1]
                 for option in [node.value for node in (value.value if isinstance(value.value, list) else [value])]:
                     if option not in {"null", "~", ""} and ("optional" not in words or option in self.options(group)):
                         yield group, Setting(self.where(name, entry), option)
 
-    def faults(self, group: str, choice: Setting) -> Iterator[str]:
+    def faults(self, group: str, choice: Setting, asking: tuple[str, ...] = ()) -> Iterator[str]:
         """Yields what is wrong with a choice: there is none of that name, or it or a file it asks for is broken."""
         if group not in self.groups():
             yield f"{choice.where}: there is no group {group}{hint(group, self.groups(), 'groups')}"
         elif choice.text not in self.options(group):
-            tip = hint(choice.text, self.options(group))
-            yield f"{choice.where}: there is no {group} called {choice.text}{tip}"
-        elif fault := self.unreadable(f"{group}/{choice.text}"):
+            yield f"{choice.where}: there is no {group} called {choice.text}{hint(choice.text, self.options(group))}"
+        elif (name := f"{group}/{choice.text}") in asking:
+            yield f"{choice.where}: {name} asks for itself"
+        elif fault := self.unreadable(name):
             yield fault
-        elif group in {"experiment", "local"} and "# @package _global_" not in self.text(f"{group}/{choice.text}"):
-            yield f"{self.path.name}/{group}/{choice.text}.yaml: its first line must be '# @package _global_'"
+        elif group in {"experiment", "local"} and "# @package _global_" not in self.text(name):
+            yield f"{self.path.name}/{name}.yaml: its first line must be '# @package _global_'"
         else:
-            for inner, asked in self.defaults(f"{group}/{choice.text}"):
-                yield from self.faults(inner, asked)
+            for inner, asked in self.defaults(name):
+                yield from self.faults(inner, asked, (*asking, name))
 
     def unreadable(self, name: str) -> str | None:
         """Returns why a file cannot be read, with the line; None where it can."""

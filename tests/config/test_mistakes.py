@@ -44,6 +44,9 @@ ON_THE_COMMAND_LINE = {
     "optimizer.lr='1e-3'": "optimizer.lr='1e-3': expected float, got the text '1e-3'",
     "optimizer.betas=0.9": "optimizer.betas=0.9: expected list, got 0.9",
     "trainer.max_epochs=3.0": "trainer.max_epochs=3.0: expected int or null, got 3.0",
+    "logger.mode=onlin": (
+        "logger.mode=onlin: expected 'auto' or 'online' or 'offline' or 'disabled', got the text 'onlin'"
+    ),
     "trainer.precision=17": (
         "trainer.precision=17: expected 64 or 32 or 16 or 'transformer-engine' or 'transformer-engine-float16' or "
         "'16-true' or '16-mixed' or 'bf16-true' or 'bf16-mixed' or '32-true' or '64-true' or '64' or '32' or '16' or "
@@ -260,6 +263,13 @@ def test_broken_file_of_a_group_is_named(problems, configs):
     ]
 
 
+def test_arguments_that_a_factory_passes_on(problems):
+    assert problems("model.net._target_=torchvision.models.resnet18", "model.net.zero_init_residua=true") == [
+        "model.net.zero_init_residua=true: torchvision.models.resnet18 has no argument zero_init_residua; "
+        "did you mean model.net.zero_init_residual?"
+    ]
+
+
 def test_missing_argument_of_a_target(problems):
     assert problems("scheduler=step", "~scheduler.step_size") == [
         "configs/scheduler/step.yaml:2: torch.optim.lr_scheduler.StepLR needs scheduler.step_size"
@@ -268,3 +278,19 @@ def test_missing_argument_of_a_target(problems):
 
 def test_data_group_is_needed(problems):
     assert problems("~model") == ["model: missing; choose one by model=NAME"]
+
+
+def test_broken_files_leave_their_group_out(problems, configs):
+    """What depends on a broken file is not judged; all else is."""
+    (configs / "trainer/default.yaml").write_text("defaults: [cpu]\n", encoding="utf-8")
+    (configs / "local").mkdir()
+    (configs / "local/default.yaml").write_text("seed: 1\n", encoding="utf-8")
+    (configs / "optimizer/adam.yaml").write_bytes(b"lr: 1 # \xff\n")
+    assert problems("tags=[${x},${y}]", "trainer.nonsense=1", "seed=-1") == [
+        "configs/optimizer/adam.yaml: cannot be read: 'utf-8' codec can't decode byte 0xff in position 8: "
+        "invalid start byte",
+        "configs/trainer/cpu.yaml:1: trainer/default asks for itself",
+        "configs/local/default.yaml: its first line must be '# @package _global_'",
+        "tags=[${x},${y}]: tags: cannot be resolved: Interpolation key 'x' not found",
+        "seed=-1: must be from 0 to 2**32 - 1, not -1",
+    ]
