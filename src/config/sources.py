@@ -168,7 +168,7 @@ def parse_override(text: str) -> Override:
         raise ConfigError(f"{text}: a group always goes to the section of its name, write it without @")
     if parsed.is_sweep_override():
         raise ConfigError(
-            f"{text}: several values mean several runs, which python -m src.sweep makes; "
+            f"{text}: several values mean several runs, which python -m src.sweep will make; "
             f"one list is written key=[a,b], text with a comma key=\"'a,b'\""
         )
     parsed.input_line = text  # as it was typed

@@ -92,6 +92,7 @@ def quiet() -> None:
     for message in (
         r".*does not have many workers",  # whole batches are gathered from memory: workers would be slower
         r".*sync_dist=True",  # torchmetrics has reduced the values over the processes already
+        r".*is smaller than the logging interval",  # every epoch is a row anyway
         r".*Checkpoint directory .* exists and is not empty",  # it is this run's own
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # of Lightning's making, nothing to do here
     ):

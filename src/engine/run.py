@@ -167,7 +167,8 @@ def _make_folder(parent: Path) -> tuple[Path, str]:
     parent.mkdir(parents=True, exist_ok=True)
     while True:
         run_id = secrets.token_hex(4)
-        folder = parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{run_id}"
+        # To the millisecond, so that the names sort in the order of the launches.
+        folder = parent / f"{datetime.now().isoformat('_', 'milliseconds').replace(':', '-')}-{run_id}"
         try:
             folder.mkdir()
         except FileExistsError:
