@@ -7,7 +7,11 @@ from src.config.cli import Usage, run_entry
 
 USAGE = Usage(
     "ckpt=last|RUN_DIR|FILE [split=test|val] [output=FILE] [key=value ...]",
-    ("ckpt=last", "ckpt=runs/mnist_linear/2026-01-31_12-00-00.000-0a1b2c3d split=val", "ckpt=best.ckpt data.root=/sets"),
+    (
+        "ckpt=last",
+        "ckpt=runs/mnist_linear/2026-01-31_12-00-00.000-0a1b2c3d split=val",
+        "ckpt=best.ckpt data.root=/sets",
+    ),
 )
 
 
