@@ -92,6 +92,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
+    if commit_mark(path).is_file() and not is_committed(path):
+        raise ConfigError(f"{path}: damaged: it is not what was saved (the checksum beside it differs)")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.engine import signals
-from src.engine.checkpoint import commit_mark, is_committed
+from src.engine.checkpoint import commit_mark
 
 AGREEMENT_PERIOD = 8
 """Batches between two agreements of several processes on whether to save or to stop."""
@@ -21,13 +21,13 @@ class ResumePoints(Callback):
 
     A save waits until the next batch is about to start: by then the last one has been logged, validated and counted,
     and the stored counters are turned back by that one batch. Saves fall between optimizer steps and never on a
-    validation inside an epoch, where Lightning cannot be brought to the same state again. Must be the first callback,
-    so that the others have not acted on the new batch yet.
+    validation inside an epoch, where Lightning cannot be brought to the same state again. A signal during a validation
+    therefore waits for its end. Must be the first callback, so that the others have not acted on the new batch yet.
 
     Args:
         folder: The run's checkpoints.
         config: The composed config; every checkpoint carries it.
-        every_n_steps: Also saves after this many batches inside an epoch.
+        every_n_steps: Also saves after this many optimizer steps.
         every_minutes: Also saves when this much time has passed since the last save.
         keep: How many to keep.
     """
@@ -54,7 +54,8 @@ class ResumePoints(Callback):
         """Saves if it is time to, then stops if a signal has come."""
         signum, late = self._agreed(trainer, batch_idx)
         done = trainer.fit_loop.total_batch_idx
-        by_count = self.every_n_steps is not None and done % self.every_n_steps == 0
+        every = self.every_n_steps
+        by_count = every is not None and done % (every * trainer.accumulate_grad_batches) == 0
         if signum or late or by_count or batch_idx == 0:
             if not self._can_save(trainer, batch_idx):
                 return  # a signal stays set: the batch after this one, or the next, will do
@@ -63,17 +64,13 @@ class ResumePoints(Callback):
         if signum:
             raise signals.Interrupted(signum)
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Stops if a signal has come; the newest checkpoint is the one to go on from."""
-        self._stop_in_evaluation(trainer, batch_idx)
-
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Stops if a signal has come."""
-        self._stop_in_evaluation(trainer, batch_idx)
+        signum, _ = self._agreed(trainer, batch_idx)
+        if signum:
+            raise signals.Interrupted(signum)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the end of training."""
@@ -104,11 +101,6 @@ class ResumePoints(Callback):
         first, second = trainer.strategy.reduce(mine, reduce_op="max").tolist()
         return first, bool(second)
 
-    def _stop_in_evaluation(self, trainer: Trainer, batch_idx: int) -> None:
-        signum, _ = self._agreed(trainer, batch_idx)
-        if signum:
-            raise signals.Interrupted(signum)
-
     @staticmethod
     def _can_save(trainer: Trainer, batch_idx: int) -> bool:
         if batch_idx % trainer.accumulate_grad_batches:
@@ -136,9 +128,3 @@ def link(path: Path, alias: Path) -> None:
         temporary.unlink(missing_ok=True)
         os.link(source, temporary)
         os.replace(temporary, target)
-
-
-def newest_point(folder: Path) -> Path | None:
-    """The newest complete resume point, None if there is none; a damaged one is passed over."""
-    points = sorted(folder.glob("step-*.ckpt"), reverse=True)
-    return next((path for path in points if is_committed(path)), None)

@@ -176,13 +176,35 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     assert sorted(entry.name for entry in tmp_path.iterdir() if entry.is_file()) == ["x.ckpt", "x.ckpt.sha256"]
 
 
-def test_one_flipped_byte_is_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "x.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"a": torch.ones(1000)}, path)
+def test_one_flipped_byte_is_noticed(trained: Path) -> None:
+    path = trained / "checkpoints/best.ckpt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert not is_committed(path)
+    assert refusal(path) == f"{path}: damaged: it is not what was saved (the checksum beside it differs)"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        ([], [54, 108]),
+        (["checkpoint.every_n_steps=10"], [100, 108]),
+        (["checkpoint.every_n_steps=10", "trainer.accumulate_grad_batches=3"], [90, 108]),
+        (["checkpoint.every_minutes=0.000001"], [107, 108]),
+    ],
+)
+def test_resume_points(
+    overrides: list[str], kept: list[int], train: Train, run_folders: Callable[[], list[Path]]
+) -> None:
+    train("trainer.max_epochs=2", *overrides)  # 54 batches each
+    folder = run_folders()[0] / "checkpoints"
+    assert [int(path.stem.removeprefix("step-")) for path in sorted(folder.glob("step-*.ckpt"))] == kept
+    assert all(is_committed(path) for path in folder.glob("*.ckpt"))
+    assert (folder / "last.ckpt").samefile(folder / f"step-{kept[-1]:09d}.ckpt")
+    loops = torch.load(folder / f"step-{kept[0]:09d}.ckpt", weights_only=True)["loops"]["fit_loop"]
+    total = loops["epoch_loop.batch_progress"]["total"]
+    assert total["ready"] == total["started"] == total["processed"] == total["completed"] == kept[0]
 
 
 def test_read_is_by_content_not_by_name(trained: Path) -> None:
