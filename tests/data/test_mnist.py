@@ -396,7 +396,7 @@ def test_failed_download_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError) as caught:
         mnist(tmp_path / "root").download()
     message = str(caught.value)
-    assert message.startswith(f"the download of MNIST to {tmp_path}/root/MNIST/raw failed: ")
+    assert message.startswith(f"the download of MNIST to {tmp_path / 'root' / 'MNIST' / 'raw'} failed: ")
     assert "Temporary failure in name resolution" in message
     assert "\n    without a network, put the files there yourself: train-images-idx3-ubyte, " in message
     assert socket.getdefaulttimeout() is None
