@@ -12,8 +12,9 @@ def main(overrides: list[str]) -> dict[str, float]:
         ConfigError: What was asked for cannot be run; nothing has been written then.
         Interrupted: A signal ended the run.
     """
-    composed = compose(overrides)  # stage 1 of the checks, without torch
     with handled():
+        composed = compose(overrides)  # stage 1 of the checks, without torch
+
         from src.engine.plan import plan_run
         from src.engine.results import announce, finish
         from src.engine.run import claim

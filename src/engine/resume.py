@@ -45,8 +45,8 @@ class ResumePoints(Callback):
         self._saved_at, self._saved_time = 0, time.monotonic()
         self._between_batches = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes SIGTERM back from Lightning, whose own handler would end the run with exit code 0."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes SIGTERM back from Lightning, whose own handler, in place by now, would end the run without a save."""
         signals.install()
         self._saved_at, self._saved_time = trainer.fit_loop.total_batch_idx + 1, time.monotonic()
 
