@@ -59,6 +59,11 @@ def test_best_score_is_that_of_the_tested_checkpoint(train: Train, run_folders: 
     assert best["epoch"] == scores.index(max(scores))
 
 
+def test_best_score_of_the_last_epoch_counts(train: Train, run_folders: Folders) -> None:
+    metrics = train("trainer.max_epochs=1", "test=false")
+    assert status(run_folders()[0])["best"]["value"] == metrics["val/acc"]
+
+
 def test_equal_runs_give_equal_weights_and_rows(train: Train, run_folders: Folders) -> None:
     for seed in (0, 0, 1):
         train("trainer.max_epochs=2", f"seed={seed}")

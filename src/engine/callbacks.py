@@ -29,7 +29,8 @@ class Reporter(Callback):
         self._rows_began = self._epoch_began = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the clocks."""
+        """Starts the clocks, and notes the best score so far: its callback is the last to act on an epoch's end."""
+        self.run.update(epoch=trainer.current_epoch, best=self.best_score())
         self._rows_began = self._epoch_began = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -59,7 +60,7 @@ class Reporter(Callback):
         self._rows_began = now
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the epoch's cost, exports ``metrics.csv`` and notes the best score so far."""
+        """Logs the epoch's cost and exports ``metrics.csv``."""
         log_row(
             trainer,
             {
@@ -70,7 +71,10 @@ class Reporter(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, LocalLogger):
                 logger.export_csv()
-        self.run.update(epoch=trainer.current_epoch, best=self.best_score())
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the best score of the run."""
+        self.run.update(best=self.best_score())
 
     def best_score(self) -> dict[str, Any] | None:
         """The monitored metric's best value and where its checkpoint is, None before there is one."""
