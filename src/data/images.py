@@ -1,0 +1,141 @@
+"""What the image data sets share: uint8 tensors, normalisation, facts."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from src.config import ConfigError
+from src.data.base import Batch, DataModule, require_int
+from src.data.split import stratified_split
+from src.data.transforms import Normalize, channel_statistics
+
+
+class TensorSplit(Dataset[Batch]):
+    """A part of a data set that lives in memory as one tensor.
+
+    Args:
+        x_NCHW: uint8 images.
+        y_N: int64 labels.
+    """
+
+    def __init__(self, x_NCHW: Tensor, y_N: Tensor) -> None:
+        assert len(x_NCHW) == len(y_N)
+        self.x_NCHW, self.y_N = x_NCHW, y_N
+
+    def __len__(self) -> int:
+        return len(self.y_N)
+
+    def __getitem__(self, index: Tensor) -> Batch:
+        """Gathers a whole batch at once; `x[index]` takes seventeen times as long."""
+        return Batch(self.x_NCHW.index_select(0, index), self.y_N.index_select(0, index), index)
+
+
+class ImageDataModule(DataModule):
+    """Labelled images that fit in memory, normalised batched on the device.
+
+    A subclass states `name` and `class_names` and reads its files in `load`.
+
+    Args:
+        batch_size: Samples per training step over all processes.
+        split_seed: Which samples go to which part, where the split is random.
+        seed: The run's seed, for the order of the training samples.
+    """
+
+    class_names: ClassVar[Sequence[str]]
+
+    def __init__(self, batch_size: int, split_seed: int, seed: int) -> None:
+        super().__init__(batch_size, seed)
+        self.split_seed = require_int("data.split_seed", split_seed, minimum=0)
+        self.splits: Mapping[str, TensorSplit] = {}
+
+    def load(self) -> Mapping[str, TensorSplit]:
+        """Reads the data set from disk."""
+        raise NotImplementedError
+
+    @cached_property
+    def normalize(self) -> Normalize:
+        """What `on_after_batch_transfer` applies."""
+        return Normalize(self.facts["mean"], self.facts["std"])
+
+    def hold_out(self, x_NHW: NDArray[np.uint8], y_N: NDArray[np.int64], **sizes: int) -> dict[str, TensorSplit]:
+        """Cuts parts off labelled images, stratified; "train" is what is left.
+
+        Raises:
+            ConfigError: If nothing is left, or a class has too few samples for every part.
+        """
+        train = len(y_N) - sum(sizes.values())
+        if train < 1:
+            asked = " and ".join(f"data.{part}_size={size}" for part, size in sizes.items())
+            raise ConfigError(f"nothing is left to train on: {asked} of {len(y_N)} samples")
+        parts = stratified_split(y_N, [train, *sizes.values()], self.split_seed, self.class_names)
+        return {part: tensor_split(x_NHW[i], y_N[i]) for part, i in zip(("train", *sizes), parts, strict=True)}
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the facts; mean and deviation are those of the training part, computed.
+
+        Raises:
+            ConfigError: If all pixels of a channel are equal: they cannot be normalised.
+        """
+        mean, std = channel_statistics(self.splits["train"].x_NCHW)
+        if 0.0 in std:
+            raise ConfigError(f"{self.name}: in the training part all pixels of channel {std.index(0.0)} are equal")
+        num_classes = len(self.class_names)
+        return {
+            "name": self.name,
+            "task": "classification",
+            "input_shape": list(self.splits["train"].x_NCHW.shape[1:]),
+            "num_classes": num_classes,
+            "class_names": list(self.class_names),
+            "mean": mean,
+            "std": std,
+            "num_samples": {split: len(part) for split, part in self.splits.items()},
+            "class_counts": {
+                split: torch.bincount(part.y_N, minlength=num_classes).tolist() for split, part in self.splits.items()
+            },
+            "batch_size": self.batch_size,
+            "split_seed": self.split_seed,
+            "fingerprint": self._fingerprint(),
+        }
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalises a batch where the model will read it, in the precision of the run."""
+        assert isinstance(batch.x, Tensor)
+        batch.x = self.normalize(batch.x)
+        if self.trainer is not None:
+            batch.x = self.trainer.precision_plugin.convert_input(batch.x)
+        return batch
+
+    def adopt(self, facts: Mapping[str, Any]) -> None:
+        """Normalises with the statistics that a model was trained with.
+
+        Raises:
+            ConfigError: If its classes or the shape of its input are others.
+        """
+        for name in ("class_names", "input_shape"):
+            if facts.get(name) != self.facts[name]:
+                raise ConfigError(
+                    f"data: the model was trained on {facts.get('name')}, this is {self.name}\n"
+                    f"    {name} of the model: {facts.get(name)}\n    {name} of the data: {self.facts[name]}"
+                )
+        self.normalize = Normalize(facts["mean"], facts["std"])
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for split, part in self.splits.items():
+            digest.update(f"{split}{tuple(part.x_NCHW.shape)}".encode())
+            digest.update(part.x_NCHW.numpy().data)
+            digest.update(part.y_N.numpy().data)
+        return digest.hexdigest()
+
+
+def tensor_split(x_NHW: NDArray[np.uint8], y_N: NDArray[np.int64]) -> TensorSplit:
+    """Makes tensors of one-channel images and their labels; copies an array only if it is read-only."""
+    x, y = (torch.from_numpy(np.require(array, requirements=("C", "W"))) for array in (x_NHW, y_N))
+    return TensorSplit(x.unsqueeze(1), y)
