@@ -102,7 +102,7 @@ class Alternate(Callback):
 def measure(overrides: list[str], epochs: int) -> dict[str, float]:
     """Alternates `epochs` epochs of both; the first of each warms up and is not counted."""
     composed = compose([*overrides, f"trainer.max_epochs={epochs + 1}"])
-    plan = plan_run(composed.cfg)
+    plan = plan_run(composed)
     with claim(composed) as run:
         trainer = build_trainer(plan, run)
         alternate = Alternate(HandWritten(plan))
@@ -121,7 +121,7 @@ def measure(overrides: list[str], epochs: int) -> dict[str, float]:
 def alone(which: str, overrides: list[str]) -> None:
     """One epoch of one of them, for the memory it needs; prints the peak in MB."""
     composed = compose([*overrides, "trainer.max_epochs=1"])
-    plan = plan_run(composed.cfg)
+    plan = plan_run(composed)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of imports and data preparation (Linux)
     if which == "loop":

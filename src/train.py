@@ -1,6 +1,6 @@
 """Trains and tests one experiment: ``python -m src.train experiment=NAME key=value ...``."""
 
-from src.config import compose
+from src.config import compose_run
 from src.config.cli import run_entry
 from src.engine.signals import check, handled
 
@@ -13,20 +13,23 @@ def main(overrides: list[str]) -> dict[str, float]:
         Interrupted: A signal ended the run.
     """
     with handled():
-        composed = compose(overrides)  # stage 1 of the checks, without torch
+        composed = compose_run(overrides)  # stage 1 of the checks, without torch
 
         from src.engine.plan import plan_run
-        from src.engine.results import announce, finish
+        from src.engine.results import announce, finish, finished_before
         from src.engine.run import claim
         from src.engine.trainer import build_trainer
 
-        plan = plan_run(composed.cfg)  # stage 2: devices, data, shapes
+        if (metrics := finished_before(composed)) is not None:
+            return metrics
+        plan = plan_run(composed)  # stage 2: devices, data, shapes
         check()
         with claim(composed) as run:
             announce(plan, run)
             trainer = build_trainer(plan, run)
+            run.watch(trainer)
             if plan.cfg["train"]:
-                trainer.fit(plan.module, datamodule=plan.datamodule)
+                trainer.fit(plan.module, datamodule=plan.datamodule, ckpt_path=run.point, weights_only=True)
             if plan.cfg["test"]:
                 best = "best" if plan.cfg["train"] and not plan.cfg["trainer"].get("fast_dev_run") else None
                 trainer.test(plan.module, datamodule=plan.datamodule, ckpt_path=best, verbose=False, weights_only=True)

@@ -24,13 +24,27 @@ from src.config.sources import CONFIG_DIR, PRIMARY, ConfigFolder, Setting, escap
 
 
 @dataclass(frozen=True)
+class Resumed:
+    """A run that goes on: its folder and last status, the changed keys with old and new value.
+
+    `extends` says whether a change gives the run more to do once it is finished.
+    """
+
+    folder: Path
+    status: dict[str, Any]
+    changes: dict[str, tuple[Any, Any]]
+    extends: bool
+
+
+@dataclass(frozen=True)
 class Composed:
-    """A checked configuration in plain containers, the file chosen of each group, and who set what."""
+    """A checked configuration in plain containers, the file chosen of each group, who set what, and what goes on."""
 
     cfg: dict[str, Any]
     choices: dict[str, str | None]
     overrides: list[str]
     provenance: dict[str, list[Setting]] = field(repr=False)
+    resumed: Resumed | None = None
 
 
 def compose(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) -> Composed:

@@ -97,6 +97,7 @@ class Config:
     notes: str | None = None
     train: bool = True
     test: bool = True
+    black_box: bool = True
 
 
 GROUPS = tuple(item.name for item in fields(Config) if item.type == dict[str, Any])

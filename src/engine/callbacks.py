@@ -28,6 +28,10 @@ class Reporter(Callback):
         self._learning_rate = 0.0
         self._rows_began = self._epoch_began = 0.0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clocks of an epoch that a resumed run is in the middle of: that epoch does not start again."""
+        self._rows_began = self._epoch_began = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clocks, and notes the best score so far: its callback is the last to act on an epoch's end."""
         self.run.update(epoch=trainer.current_epoch, best=self.best_score())

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from src.config import ConfigError, apply_overrides, compose
+from src.config import ConfigError, apply_overrides, find_run
 from src.config.errors import hint
 from src.engine.checkpoint import read_checkpoint, restore_module
 from src.engine.plan import prepare_data, quiet, rehearse_trainer
@@ -73,14 +73,7 @@ def find_checkpoint(which: str, runs_dir: str | None = None, experiment: str | N
     Raises:
         ConfigError: There is none.
     """
-    if which == "last":
-        runs = Path(runs_dir or compose([]).cfg["runs_dir"]).expanduser()
-        folders = [path.parent for path in runs.glob(f"{experiment or '*'}/*/checkpoints")]
-        if not folders:
-            raise ConfigError(f"ckpt=last: there is no run in {runs / (experiment or '')}")
-        path = max(folders, key=lambda folder: folder.name)  # a name begins with the time
-    else:
-        path = Path(which).expanduser()
+    path = find_run("ckpt", which, runs_dir, experiment)
     if not path.is_dir():
         return path
     best = path / "checkpoints" / "best.ckpt"

@@ -1,5 +1,6 @@
 """Stage 2 of the checks: what needs torch or the data. Every problem is found before a run folder exists."""
 
+import json
 import logging
 import math
 import random
@@ -7,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 
-from src.config import ConfigError, build, resolve_target
+from src.config import Composed, ConfigError, build, resolve_target
 from src.config.errors import hint
+from src.config.resume import differences
 from src.data.base import DataModule
 from src.engine.checkpoint import build_module
 from src.modules.base import BaseModule, limited, monitors
@@ -34,12 +37,13 @@ class Plan:
     module: BaseModule
 
 
-def plan_run(cfg: Mapping[str, Any]) -> Plan:
+def plan_run(composed: Composed) -> Plan:
     """Builds data and module and tries everything that can be tried without training.
 
     Raises:
         ConfigError: With every problem that was found.
     """
+    cfg = composed.cfg
     quiet()
     seed_everything(cfg["seed"], verbose=False)
     problems: list[str] = []
@@ -53,6 +57,9 @@ def plan_run(cfg: Mapping[str, Any]) -> Plan:
         trainer = rehearse_trainer(cfg["trainer"])
     with collected(problems):
         datamodule = prepare_data(cfg)
+        if composed.resumed is not None:
+            with collected(problems):
+                check_data(datamodule, composed.resumed.folder)
         with collected(problems):
             datamodule.batches_per_epoch(trainer.world_size if trainer is not None else 1)
         module = build_module(cfg, datamodule.facts)
@@ -76,6 +83,18 @@ def prepare_data(cfg: Mapping[str, Any]) -> DataModule:
     return datamodule
 
 
+def check_data(datamodule: DataModule, folder: Path) -> None:
+    """A run goes on with the data that it began with.
+
+    Raises:
+        ConfigError: They are others; it names the facts that differ.
+    """
+    began = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(datamodule.facts))
+    if changed := [key for key, _ in differences(began, now)]:
+        raise ConfigError(f"resume={folder}: the data is not what the run began with: {', '.join(changed)} differ")
+
+
 @contextmanager
 def collected(problems: list[str]) -> Iterator[None]:
     """Notes the problems of a ConfigError instead of stopping at the first."""
@@ -91,6 +110,7 @@ def quiet() -> None:
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers",  # whole batches are gathered from memory: workers would be slower
+        r".*your dataloader is not resumable",  # its sampler is, by the position in Lightning's loops
         r".*sync_dist=True",  # torchmetrics has reduced the values over the processes already
         r".*is smaller than the logging interval",  # every epoch is a row anyway
         r".*Checkpoint directory .* exists and is not empty",  # it is this run's own

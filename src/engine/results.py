@@ -2,8 +2,9 @@
 
 from lightning.pytorch import Trainer
 
+from src.config import Composed
 from src.engine.plan import Plan
-from src.engine.run import Run
+from src.engine.run import Run, write_json
 from src.tracking.figures import log_figure
 from src.tracking.files import read_rows
 from src.tracking.progress import results_table
@@ -16,6 +17,27 @@ def announce(plan: Plan, run: Run) -> None:
         sizes = ", ".join(f"{count:,} {split}" for split, count in plan.datamodule.facts["num_samples"].items())
         net = type(plan.module.net).__name__
         print(f"{net}, {parameters:,} parameters, on {plan.datamodule.facts['name']} ({sizes})", flush=True)
+        if run.resumed is None:
+            write_json(run.folder / "facts.json", plan.datamodule.facts)
+        else:
+            where = f"from {run.point.stem}" if run.point else "from the beginning: it had not come to a checkpoint"
+            print(f"going on in {run.folder} {where}", flush=True)
+            for key, (old, new) in run.resumed.changes.items():
+                print(f"changed: {key}: {old} -> {new}", flush=True)
+
+
+def finished_before(composed: Composed) -> dict[str, float] | None:
+    """The test metrics of a run that is resumed but has nothing left to do, and says so; None otherwise."""
+    resumed = composed.resumed
+    if resumed is None or resumed.status.get("state") != "finished" or resumed.extends:
+        return None
+    print(
+        f"this run is finished already (trainer.max_epochs={composed.cfg['trainer'].get('max_epochs')}, "
+        f"early_stopping.patience={composed.cfg['early_stopping']['patience']}): raise one of them to train on, "
+        f"or start a new run from its weights with model.weights={resumed.folder}"
+    )
+    print(f"run folder: {resumed.folder}", flush=True)
+    return {name: float(value) for name, value in resumed.status["metrics"].items()}
 
 
 def finish(trainer: Trainer, plan: Plan, run: Run) -> dict[str, float]:

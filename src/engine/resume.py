@@ -1,4 +1,4 @@
-"""Points from which a run can go on, and the orderly end after a signal."""
+"""Points from which a run can go on to the same end, and the orderly stop after a signal."""
 
 import os
 import time
@@ -11,6 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.engine import signals
 from src.engine.checkpoint import commit_mark
+from src.engine.run import Run
+from src.modules.base import BaseModule
+from src.tracking.local import LocalLogger
+from src.tracking.wandb import WandbTracker
 
 AGREEMENT_PERIOD = 8
 """Batches between two agreements of several processes on whether to save or to stop."""
@@ -24,8 +28,12 @@ class ResumePoints(Callback):
     validation inside an epoch, where Lightning cannot be brought to the same state again. A signal during a validation
     therefore waits for its end. Must be the first callback, so that the others have not acted on the new batch yet.
 
+    Lightning itself stores weights, optimizers, schedules, loops and the other callbacks. A point adds what it forgets:
+    the sums of the metrics on every process, the metrics that callbacks follow, the length of ``metrics.jsonl`` and
+    whether training had ended. Random states are not needed: each batch's seed follows from its position.
+
     Args:
-        folder: The run's checkpoints.
+        run: The run whose points these are.
         config: The composed config; every checkpoint carries it.
         every_n_steps: Also saves after this many optimizer steps.
         every_minutes: Also saves when this much time has passed since the last save.
@@ -34,21 +42,44 @@ class ResumePoints(Callback):
 
     def __init__(
         self,
-        folder: Path,
+        run: Run,
         config: Mapping[str, Any],
         every_n_steps: int | None = None,
         every_minutes: float | None = None,
         keep: int = 2,
     ) -> None:
-        self.folder, self.config, self.keep = folder, config, keep
+        self.run, self.folder, self.config, self.keep = run, run.checkpoints, config, keep
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self._saved_at, self._saved_time = 0, time.monotonic()
-        self._between_batches = False
+        self._saving = self._between_batches = self._ended = False
+        self._restored: dict[str, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Starts over, if the run died before its first point."""
+        if stage == "fit" and self.run.resumed is not None and self.run.point is None:
+            cut_back(trainer, 0)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Cuts the log back to the point."""
+        if trainer.state.fn == "fit":
+            self._restored = checkpoint["point"]
+            cut_back(trainer, self._restored["log_size"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes SIGTERM back from Lightning, whose own handler, in place by now, would end the run without a save."""
+        """Restores what Lightning has not; takes SIGTERM back from it.
+
+        Lightning's own handler, in place by now, would end the run without a save.
+        """
         signals.install()
         self._saved_at, self._saved_time = trainer.fit_loop.total_batch_idx + 1, time.monotonic()
+        if self._restored:
+            assert isinstance(pl_module, BaseModule)
+            # As many processes as before: each its own sums. Else they are dealt out, which the totals do not feel.
+            for sums in self._restored["train_sums"][trainer.global_rank :: trainer.world_size]:
+                pl_module.epoch_metrics("train").merge(sums)
+            trainer.callback_metrics.update(self._restored["callback_metrics"])
+            extends = self.run.resumed is not None and self.run.resumed.extends
+            trainer.should_stop = self._restored["ended"] and not extends
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Saves if it is time to, then stops if a signal has come."""
@@ -74,11 +105,19 @@ class ResumePoints(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the end of training."""
-        self._save(trainer, trainer.fit_loop.total_batch_idx + 1)
+        self._save(trainer, trainer.fit_loop.total_batch_idx + 1, ended=True)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Adds the config; turns "a batch is ready" back into "the batches before it are done"."""
+        """Adds the config and, to a point, what it needs; turns "a batch is ready" back to "those before are done"."""
         checkpoint["config"] = dict(self.config)
+        if self._saving:
+            assert isinstance(pl_module, BaseModule)
+            checkpoint["point"] = {
+                "train_sums": gather(trainer, pl_module.epoch_metrics("train").sums()),
+                "callback_metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
+                "log_size": sum(logger.size() for logger in trainer.loggers if isinstance(logger, LocalLogger)),
+                "ended": self._ended,
+            }
         if not self._between_batches:
             return
         fit_loop = checkpoint["loops"]["fit_loop"]
@@ -107,13 +146,14 @@ class ResumePoints(Callback):
             return False  # gradients are in no checkpoint
         return batch_idx == 0 or not trainer.val_check_batch or batch_idx % trainer.val_check_batch != 0
 
-    def _save(self, trainer: Trainer, done: int) -> None:
+    def _save(self, trainer: Trainer, done: int, ended: bool = False) -> None:
         path = self.folder / f"step-{done:09d}.ckpt"
-        self._between_batches = trainer.training and done == trainer.fit_loop.total_batch_idx
+        self._saving, self._ended = True, ended
+        self._between_batches = not ended
         try:
             trainer.save_checkpoint(path)  # on every process: it synchronises them
         finally:
-            self._between_batches = False
+            self._saving = self._between_batches = False
         self._saved_at, self._saved_time = done, time.monotonic()
         if trainer.is_global_zero:
             link(path, self.folder / "last.ckpt")
@@ -128,3 +168,22 @@ def link(path: Path, alias: Path) -> None:
         temporary.unlink(missing_ok=True)
         os.link(source, temporary)
         os.replace(temporary, target)
+
+
+def gather(trainer: Trainer, value: Any) -> list[Any]:
+    """The values of all processes by rank; on other ranks than 0, which write no checkpoint, nothing."""
+    if trainer.world_size == 1:
+        return [value]
+    values = [None] * trainer.world_size if trainer.is_global_zero else None
+    torch.distributed.gather_object(value, values)
+    return values or []
+
+
+def cut_back(trainer: Trainer, size: int) -> None:
+    """Cuts the log back to what a point knows; what W&B was sent since is not sent to it again."""
+    for logger in trainer.loggers:
+        if isinstance(logger, LocalLogger) and trainer.is_global_zero:
+            known = logger.truncate(size)
+            for tracker in trainer.loggers:
+                if isinstance(tracker, WandbTracker):
+                    tracker.known = known

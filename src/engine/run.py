@@ -1,25 +1,30 @@
 """The run folder: claimed once, described fully, and closed with the truth."""
 
+import hashlib
 import json
 import os
 import secrets
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 import yaml
-from torch.distributed import PrefixStore, TCPStore
+from filelock import FileLock, Timeout
+from lightning.pytorch import Trainer
+from torch.distributed import FileStore, PrefixStore, Store, TCPStore
 
 from src.config import Composed, ConfigError
+from src.config.compose import Resumed
+from src.config.resume import INHERITED, differences, experiment_folder, read_status, slurm_folder
+from src.engine.checkpoint import is_committed
 from src.engine.environment import describe_environment, uncommitted_changes
+from src.engine.failure import FailureWatch
 from src.engine.signals import Interrupted, received
-
-INHERITED = "RESEARCH_TEMPLATE_RUN"
-"""Environment variable by which the processes of one run share its folder."""
 
 
 @runtime_checkable
@@ -32,20 +37,32 @@ class Closable(Protocol):
 class Run:
     """One run: its folder, its identity and its status. A context manager that records how the run ends.
 
-    Only the first process writes; the others share the folder's path.
+    Only the first process writes; the others share the folder's path and watch for one another's failure.
 
     Args:
         folder: The run folder, which exists.
         run_id: Identity in the dashboards.
-        owner: Whether this is the process that claimed the folder.
-        status: What ``status.json`` says so far.
+        status: What ``status.json`` says so far; None in other processes than the first.
+        point: The checkpoint to go on from; None to begin at the beginning.
+        resumed: The run that goes on, None for a new one.
+        lock: Held while the run lasts.
     """
 
-    def __init__(self, folder: Path, run_id: str, owner: bool, status: dict[str, Any]) -> None:
-        self.folder, self.run_id, self.owner = folder, run_id, owner
-        self.status = status
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        status: dict[str, Any] | None,
+        point: Path | None = None,
+        resumed: Resumed | None = None,
+        lock: FileLock | None = None,
+    ) -> None:
+        self.folder, self.run_id, self.point, self.resumed = folder, run_id, point, resumed
+        self.owner, self.status = status is not None, status or {}
         self.trackers: list[Closable] = []
-        self._began = time.monotonic()
+        self.failure = FailureWatch(folder, global_rank())
+        self._lock = lock
+        self._began = time.monotonic() - self.status.get("seconds", 0.0)
 
     @property
     def checkpoints(self) -> Path:
@@ -58,24 +75,49 @@ class Run:
         if self.owner:
             write_json(self.folder / "status.json", self.status)
 
+    def shared(self, digest: str) -> str:
+        """What the other processes of this run are told."""
+        point = self.point and str(self.point)
+        return json.dumps({"folder": str(self.folder), "run_id": self.run_id, "point": point, "digest": digest})
+
     def __enter__(self) -> Self:
-        if self.owner:
-            os.environ[INHERITED] = json.dumps({"folder": str(self.folder), "run_id": self.run_id})
         self.update(state="running")
         return self
+
+    def watch(self, trainer: Trainer) -> None:
+        """Has this process end when another process of the run fails."""
+        if trainer.world_size > 1:
+            launcher = trainer.strategy.launcher
+            self.failure.start(lambda: getattr(launcher, "procs", []), self._end_with_others)
+
+    def _end_with_others(self, reason: str) -> None:
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+        self._close("failed", reason, 1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         os.environ.pop(INHERITED, None)
         state, reason, exit_code = outcome(error)
+        own = reason
+        if state == "failed":
+            reason = self.failure.report(str(reason))
+        self.failure.stop()
+        self._close(state, reason, exit_code)
+        if error is not None and state == "interrupted" and not isinstance(error, Interrupted):
+            raise Interrupted(received() or 2) from error
+        if reason != own:  # what came of it here, such as a closed connection, is of no interest
+            print(f"error: {reason}", file=sys.stderr, flush=True)
+            raise SystemExit(1) from None
+
+    def _close(self, state: str, reason: str | None, exit_code: int) -> None:
         try:
             for tracker in self.trackers:
                 tracker.finish(exit_code)
         finally:
             self.update(state=state, reason=reason, exit_code=exit_code, ended=now())
-        if error is not None and state == "interrupted" and not isinstance(error, Interrupted):
-            raise Interrupted(received() or 2) from error
+            if self._lock is not None:
+                self._lock.release()
 
 
 def outcome(error: BaseException | None) -> tuple[str, str | None, int]:
@@ -119,68 +161,147 @@ def claim(composed: Composed) -> Run:
     """Claims a run folder that no other run has, or joins the one that the first process of this run has claimed.
 
     Raises:
-        ConfigError: The folder cannot be made or written.
+        ConfigError: The folder cannot be made or written, is in use, or belongs to another configuration.
     """
-    store = torchrun_store()
-    if store is not None and os.environ["RANK"] != "0":
-        os.environ[INHERITED] = store.get(INHERITED).decode()
-    if inherited := os.environ.get(INHERITED):
-        shared = json.loads(inherited)
-        return Run(Path(shared["folder"]), shared["run_id"], owner=False, status={})
-    cfg = composed.cfg
-    parent = Path(cfg["runs_dir"]).expanduser().absolute() / (cfg["experiment"] or "none")
+    digest = hashlib.sha256(json.dumps([composed.cfg], sort_keys=True).encode()).hexdigest()
     try:
-        folder, run_id = _make_folder(parent)
-        status = {
-            "state": "running",
-            "reason": None,
-            "exit_code": None,
-            "run_id": run_id,
-            "name": cfg["name"] or folder.name,
-            "experiment": cfg["experiment"],
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "command": ["python", "-m", "src.train", *composed.overrides],
-            "started": now(),
-            "monitor": cfg["monitor"],
-            "best": None,
-            "metrics": {},
-        }
-        _describe(folder, cfg)
+        store = meeting_point(composed.cfg)
+        if inherited := os.environ.get(INHERITED) or (store is not None and global_rank() and store.get(INHERITED)):
+            return _join(json.loads(inherited), composed, digest)
+        run = _continue(composed.resumed) if composed.resumed else _begin(composed)
+        if composed.resumed is None or composed.resumed.changes:
+            _write_config(run.folder, composed.cfg)
+        environment = describe_environment(sys.argv)
+        write_json(run.folder / f"environment{f'-{n}' if (n := len(run.status['resumes'])) else ''}.json", environment)
     except OSError as error:
-        raise ConfigError(f"runs_dir={cfg['runs_dir']}: no run folder can be made there: {error}") from error
+        raise ConfigError(f"runs_dir={composed.cfg['runs_dir']}: no run folder can be made there: {error}") from error
+    os.environ[INHERITED] = run.shared(digest)
     if store is not None:
-        store.set(INHERITED, json.dumps({"folder": str(folder), "run_id": run_id}))
-    return Run(folder, run_id, owner=True, status=status)
+        store.set(INHERITED, run.shared(digest))
+    return run
 
 
-def torchrun_store() -> PrefixStore | None:
-    """The key-value store that torchrun keeps for its processes, None if this one was started otherwise."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return PrefixStore(f"run/{attempt}", TCPStore(address, port, is_master=False))
+def _join(shared: Mapping[str, Any], composed: Composed, digest: str) -> Run:
+    folder = Path(shared["folder"])
+    if shared["digest"] != digest:
+        first = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        keys = [f"{key}: {old} in process 0, {new} here" for key, (old, new) in differences(first, composed.cfg)]
+        problem = f"process {global_rank()} of this run has another configuration: {'; '.join(keys)}"
+        FailureWatch(folder, global_rank()).note(problem)
+        raise ConfigError(problem)
+    point = shared["point"] and Path(shared["point"])
+    return Run(folder, shared["run_id"], None, point, composed.resumed)
 
 
-def _make_folder(parent: Path) -> tuple[Path, str]:
+def _begin(composed: Composed) -> Run:
+    cfg = composed.cfg
+    folder, run_id = _make_folder(cfg)
+    lock = _lock(folder)
+    (folder / "checkpoints").mkdir()
+    (folder / "plots").mkdir()
+    if changes := uncommitted_changes():
+        (folder / "uncommitted.diff").write_text(changes, encoding="utf-8")
+    status = {
+        "state": "running",
+        "reason": None,
+        "exit_code": None,
+        "run_id": run_id,
+        "name": cfg["name"] or folder.name,
+        "experiment": cfg["experiment"],
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "command": ["python", "-m", "src.train", *composed.overrides],
+        "started": now(),
+        "monitor": cfg["monitor"],
+        "best": None,
+        "metrics": {},
+        "resumes": [],
+    }
+    return Run(folder, run_id, status, lock=lock)
+
+
+def _continue(resumed: Resumed) -> Run:
+    folder, status = resumed.folder, resumed.status
+    lock = _lock(folder)
+    FailureWatch(folder, 0).clear()
+    point = newest_point(folder / "checkpoints")
+    changes = {key: list(pair) for key, pair in resumed.changes.items()}
+    entry = {"time": now(), "after": status["state"], "point": point and point.name, "changes": changes}
+    resumes = [*status.get("resumes", []), entry]
+    fresh = {"reason": None, "exit_code": None, "host": socket.gethostname(), "pid": os.getpid(), "resumes": resumes}
+    return Run(folder, status["run_id"], {**status, **fresh}, point, resumed, lock)
+
+
+def _lock(folder: Path) -> FileLock:
+    """Keeps the folder for this process, as long as it lives, however it dies."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        status = read_status(folder)
+        raise ConfigError(
+            f"{folder}: this run is still going on (process {status.get('pid')} on {status.get('host')})"
+        ) from error
+    return lock
+
+
+def newest_point(folder: Path) -> Path | None:
+    """The newest checkpoint to go on from that is whole; says so if it is not the newest of all. None: there is none.
+
+    Raises:
+        ConfigError: There are some, but none is whole.
+    """
+    points = sorted(folder.glob("step-*.ckpt"), reverse=True)
+    for point in points:
+        if is_committed(point):
+            if point != points[0]:
+                print(f"{points[0].name} is damaged: going on from {point.name}, the one before", flush=True)
+            return point
+    if points:
+        raise ConfigError(f"{folder}: no checkpoint to go on from: {', '.join(p.name for p in points)}: all damaged")
+    return None
+
+
+def global_rank() -> int:
+    """This process's number in the run, as torchrun, Slurm or Lightning's launcher set it."""
+    names = ("RANK", *(["SLURM_PROCID"] if os.environ.get("SLURM_NTASKS", "1") != "1" else []), "LOCAL_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), 0))
+
+
+def meeting_point(cfg: Mapping[str, Any]) -> Store | None:
+    """A key-value store that the processes of a run share before there is a process group.
+
+    None where there is one process, and under Lightning's own launcher, whose processes inherit the environment.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return PrefixStore(f"run/{attempt}", TCPStore(address, port, is_master=False))
+    processes = int(os.environ.get("SLURM_NTASKS", "1"))
+    if "SLURM_STEP_ID" in os.environ and processes > 1 and slurm_folder(cfg) is not None:
+        folder = experiment_folder(cfg)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+        return FileStore(str(folder / f".slurm-{'-'.join(os.environ.get(n, '0') for n in names)}"), processes)
+    return None
+
+
+def _make_folder(cfg: Mapping[str, Any]) -> tuple[Path, str]:
+    parent, slurm = experiment_folder(cfg), slurm_folder(cfg)
     parent.mkdir(parents=True, exist_ok=True)
     while True:
         run_id = secrets.token_hex(4)
         # To the millisecond, so that the names sort in the order of the launches.
-        folder = parent / f"{datetime.now().isoformat('_', 'milliseconds').replace(':', '-')}-{run_id}"
+        folder = slurm or parent / f"{datetime.now().isoformat('_', 'milliseconds').replace(':', '-')}-{run_id}"
         try:
             folder.mkdir()
         except FileExistsError:
+            slurm = slurm and slurm.with_name(f"{slurm.name}-{run_id}")  # another run of the same job
             continue
         return folder, run_id
 
 
-def _describe(folder: Path, cfg: dict[str, Any]) -> None:
-    text = yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True)
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
-    write_json(folder / "environment.json", describe_environment(sys.argv))
-    if changes := uncommitted_changes():
-        (folder / "uncommitted.diff").write_text(changes, encoding="utf-8")
-    (folder / "checkpoints").mkdir()
-    (folder / "plots").mkdir()
+def _write_config(folder: Path, cfg: Mapping[str, Any]) -> None:
+    temporary = folder / ".config.yaml.tmp"
+    temporary.write_text(yaml.safe_dump(dict(cfg), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(temporary, folder / "config.yaml")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -34,6 +35,22 @@ class BestCheckpoint(ModelCheckpoint):
 
     state_key = "best"
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the best score; its checkpoint is where the run folder is now."""
+        path = str(Path(str(self.dirpath), "best.ckpt"))
+        score = state_dict["best_model_score"]
+        here = {} if score is None else {path: score}
+        best = {"best_model_path": path if here else "", "kth_best_model_path": path if here else ""}
+        super().load_state_dict({**state_dict, **best, "best_k_models": here, "dirpath": self.dirpath})
+
+
+class Patience(EarlyStopping):
+    """Early stopping whose patience is that of the config, also in a run that began with another."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores how long it has waited for which score."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
 
 def build_trainer(plan: Plan, run: Run) -> Trainer:
     """Builds the Trainer of a run."""
@@ -57,10 +74,10 @@ def build_callbacks(plan: Plan, run: Run) -> list[Callback]:
     best = BestCheckpoint(
         run.checkpoints, "best", monitor["metric"], mode=monitor["mode"], enable_version_counter=False
     )
-    points = ResumePoints(run.checkpoints, cfg, cfg["checkpoint"]["every_n_steps"], cfg["checkpoint"]["every_minutes"])
+    points = ResumePoints(run, cfg, cfg["checkpoint"]["every_n_steps"], cfg["checkpoint"]["every_minutes"])
     stopping = []
     if cfg["early_stopping"]["patience"] is not None:
-        stopping = [EarlyStopping(monitor["metric"], mode=monitor["mode"], check_finite=False, **cfg["early_stopping"])]
+        stopping = [Patience(monitor["metric"], mode=monitor["mode"], check_finite=False, **cfg["early_stopping"])]
     own = [build(node, Callback) for node in cfg["callbacks"].values()]
     return [
         points,

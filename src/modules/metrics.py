@@ -1,5 +1,8 @@
 """Metrics of one split over one epoch, cheap enough for steps of a millisecond."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
@@ -34,6 +37,26 @@ class EpochMetrics(nn.Module):
             if len(self.pending) >= self.block:
                 self.flush()
 
+    def sums(self) -> dict[str, Any]:
+        """All that has come in since the last `compute`, as plain values and CPU tensors."""
+        metrics = {"loss": self.loss, **dict(self.collection.items())}
+        return {
+            "states": {
+                name: {key: _on_cpu(state) for key, state in metric.metric_state.items()}
+                for name, metric in metrics.items()
+                if metric.update_called
+            },
+            "pending": [[_on_cpu(tensor) for tensor in step] for step in self.pending],
+        }
+
+    def merge(self, sums: Mapping[str, Any]) -> None:
+        """Adds what `sums` returned, before the first step: the metrics come out as if nothing had lain between."""
+        metrics = {"loss": self.loss, **dict(self.collection.items())}
+        for name, states in sums["states"].items():
+            metrics[name].merge_state({key: _moved(state, metrics[name].device) for key, state in states.items()})
+        for preds, target, loss in sums["pending"]:
+            self.pending.append(tuple(tensor.to(self.loss.device) for tensor in (preds, target, loss)))
+
     def check_finite(self) -> None:
         """Looks at the pending losses.
 
@@ -67,3 +90,11 @@ class EpochMetrics(nn.Module):
         self.loss.reset()
         self.collection.reset()
         return values
+
+
+def _on_cpu(state: Any) -> Any:
+    return _moved(state, torch.device("cpu"))
+
+
+def _moved(state: Any, device: torch.device) -> Any:
+    return [part.to(device) for part in state] if isinstance(state, list) else state.detach().to(device)

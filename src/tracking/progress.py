@@ -37,11 +37,18 @@ class Progress(ProgressBar):
             tqdm.write(" ".join(map(str, args)), file=sys.stdout)
             sys.stdout.flush()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Goes on with the bar of an epoch that a resumed run is in the middle of: that epoch does not start again."""
+        self._epoch_start = time.perf_counter()
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        if 0 < done < trainer.num_training_batches:
+            self._open_epoch(trainer, done)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the line of the epoch before: its training metrics are complete only now."""
         self._print_epoch(trainer)
         self._epoch_start = time.perf_counter()
-        self._open(f"epoch {_epoch(trainer.current_epoch, trainer.max_epochs)}", trainer.num_training_batches)
+        self._open_epoch(trainer)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Moves the bar."""
@@ -73,10 +80,15 @@ class Progress(ProgressBar):
         """Removes the bar."""
         self._bar.close()
 
-    def _open(self, title: str, batches: float) -> None:
+    def _open_epoch(self, trainer: Trainer, done: int = 0) -> None:
+        title = f"epoch {_epoch(trainer.current_epoch, trainer.max_epochs)}"
+        self._open(title, trainer.num_training_batches, done)
+
+    def _open(self, title: str, batches: float, done: int = 0) -> None:
         self._bar = tqdm(
             desc=title,
             total=batches,
+            initial=done,
             unit="batch",
             file=sys.stdout,
             leave=False,

@@ -68,6 +68,7 @@ class WandbTracker(WandbLogger):
         self._finished = False
         self._variables: dict[str, str] = {}  # that are set in the environment while the run is open
         self._summaries: dict[str, str | None] = {}  # of the metrics seen so far
+        self.known: Mapping[int | None, set[str]] = {}  # what W&B was sent already before the run was resumed, by step
 
     @property
     @rank_zero_experiment
@@ -86,6 +87,10 @@ class WandbTracker(WandbLogger):
         A value that is not finite is left out where the summary keeps the best, since W&B would take NaN for the best
         ever after; metrics.jsonl has it.
         """
+        if step in self.known:
+            metrics = {k: v for k, v in metrics.items() if k not in self.known[step] and not k.startswith("perf/")}
+            if not metrics.keys() - {"epoch"}:
+                return
         run = self.experiment
         try:
             for name in sorted(metrics.keys() - self._summaries.keys()):

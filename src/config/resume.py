@@ -1,0 +1,139 @@
+"""`resume=last|RUN_DIR`: the stored configuration of a run, and which of its settings may still change."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src.config.check import section_signature
+from src.config.compose import Composed, Resumed, apply_overrides, compose
+from src.config.errors import ConfigError
+from src.config.sources import take_arguments, written
+
+INHERITED = "RESEARCH_TEMPLATE_RUN"
+"""Environment variable by which the processes of one run share its folder."""
+
+APPLIED = (
+    "trainer.max_epochs", "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy",
+    "trainer.log_every_n_steps", "trainer.enable_model_summary",
+    "early_stopping.patience", "early_stopping.min_delta",
+    "checkpoint.every_n_steps", "checkpoint.every_minutes", "black_box", "test",
+    "data.root", "data.cache_dir", "data.num_workers", "name", "tags", "group", "notes", "logger.",
+)  # fmt: skip
+"""Keys, and sections ending in a dot, that a resumed run takes new values of."""
+
+EXTENDING = {"trainer.max_epochs", "early_stopping.patience", "early_stopping.min_delta", "test"}
+"""Keys that give a finished run something to do."""
+
+
+def compose_run(overrides: Sequence[str]) -> Composed:
+    """Composes a new run, or what `resume=` continues: the stored configuration with the overrides that it can take.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    own, rest = take_arguments(overrides, ("resume",))
+    if "resume" not in own:
+        composed = compose(rest)
+        return _requeued(composed) or composed
+    selection, rest = take_arguments(rest, ("experiment", "runs_dir"))
+    if shared := os.environ.get(INHERITED):  # "last" is what it was when the first process looked
+        folder = Path(json.loads(shared)["folder"])
+    else:
+        folder = find_run("resume", str(own["resume"]), selection.get("runs_dir"), selection.get("experiment"))
+    return _continued(folder, rest)
+
+
+def find_run(key: str, which: str, runs_dir: str | None = None, experiment: str | None = None) -> Path:
+    """The run folder that `last` or a path means; `last` is the newest one under `runs_dir` (of `experiment`).
+
+    Raises:
+        ConfigError: There is none; the message names `key`.
+    """
+    if which != "last":
+        return Path(which).expanduser().absolute()
+    runs = Path(runs_dir or compose([]).cfg["runs_dir"]).expanduser().absolute()
+    folders = [path.parent for path in runs.glob(f"{experiment or '*'}/*/config.yaml")]
+    if not folders:
+        raise ConfigError(f"{key}=last: there is no run in {runs / (experiment or '')}")
+    return max(folders, key=_started)
+
+
+def _started(folder: Path) -> tuple[str, str]:
+    return str(read_status(folder).get("started", "")), folder.name
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What a run folder says of itself; nothing if it says nothing."""
+    try:
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def _continued(folder: Path, overrides: Sequence[str]) -> Composed:
+    try:
+        stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"resume={folder}: is no run folder: its config.yaml cannot be read: {error}") from error
+    before = apply_overrides(stored, []).cfg
+    composed = apply_overrides(stored, overrides)
+    status = read_status(folder)
+    changes = dict(differences(before, composed.cfg))
+    if problems := [reason for key, pair in changes.items() if (reason := _refusal(key, pair, composed.cfg, status))]:
+        raise ConfigError(*problems)
+    resumed = Resumed(folder, status, changes, extends=bool(EXTENDING & changes.keys()))
+    return Composed(composed.cfg, composed.choices, list(overrides), composed.provenance, resumed)
+
+
+def _requeued(composed: Composed) -> Composed | None:
+    """What a job that Slurm has put back into the queue continues."""
+    folder = slurm_folder(composed.cfg)
+    if folder is None or os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not (folder / "config.yaml").is_file():
+        return None
+    return _continued(folder, [])
+
+
+def slurm_folder(cfg: Mapping[str, Any]) -> Path | None:
+    """The folder of a run under Slurm, the same after the job was requeued; None elsewhere."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
+    if job is None or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    task, step = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_STEP_ID", "0")
+    name = f"slurm-{job}{f'_{task}' if task else ''}{f'.{step}' if step != '0' else ''}"
+    return experiment_folder(cfg) / name
+
+
+def experiment_folder(cfg: Mapping[str, Any]) -> Path:
+    """Where the runs of the configuration's experiment are."""
+    return Path(cfg["runs_dir"]).expanduser().absolute() / (cfg["experiment"] or "none")
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Yields the dotted keys whose values differ, with both; None stands for a key that is not there."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in {**old, **new}:
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif old != new:
+        yield path, (old, new)
+
+
+def _refusal(key: str, pair: tuple[Any, Any], cfg: Mapping[str, Any], status: Mapping[str, Any]) -> str | None:
+    """Why a changed key cannot take effect in a run that has begun; None where it can."""
+    old, new = map(written, pair)
+    if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in APPLIED):
+        return (
+            f"{key}={new}: this run began with {old} and keeps it; a new run can start from its weights: "
+            f"model.weights=RUN_DIR {key}={new}"
+        )
+    if key == "trainer.max_epochs":
+        schedule = section_signature("scheduler", cfg["scheduler"]) if cfg["scheduler"] else None
+        if schedule and {"T_max", "total_steps"} & schedule.arguments.keys():
+            return f"{key}={new}: {schedule.name} was laid out for {old} epochs and cannot be stretched"
+        if pair[1] is not None and 0 <= pair[1] <= status.get("epoch", 0):
+            return f"{key}={new}: the run is in epoch {status['epoch']} already (counted from 0)"
+    return None
