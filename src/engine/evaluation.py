@@ -11,6 +11,7 @@ from src.config.errors import hint
 from src.engine.checkpoint import read_checkpoint, restore_module
 from src.engine.plan import prepare_data, quiet, rehearse_trainer
 from src.engine.run import write_json
+from src.engine.sharding import with_strategy
 from src.tracking.progress import Progress, results_table
 
 SPLITS = ("test", "val")
@@ -38,7 +39,7 @@ def evaluate(path: Path, split: str, output: Path | None, overrides: Sequence[st
     datamodule = prepare_data(cfg)
     datamodule.adopt(checkpoint["hyper_parameters"]["facts"])
     trainer = Trainer(
-        **{**cfg["trainer"], "logger": False, "enable_checkpointing": False},
+        **{**with_strategy(cfg["trainer"]), "logger": False, "enable_checkpointing": False},
         callbacks=[Progress()],
         use_distributed_sampler=False,
     )

@@ -21,6 +21,7 @@ from src.config.errors import hint
 from src.config.resume import differences
 from src.data.base import DataModule
 from src.engine.checkpoint import build_module
+from src.engine.sharding import with_strategy
 from src.modules.base import BaseModule, limited, monitors
 from src.tracking.mode import check_tracker
 
@@ -144,7 +145,12 @@ def rehearse_trainer(arguments: Mapping[str, Any]) -> Trainer:
     check_devices(arguments)
     try:
         return Trainer(
-            **{**arguments, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False},
+            **{
+                **with_strategy(arguments),
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_progress_bar": False,
+            },
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
@@ -157,6 +163,8 @@ def check_devices(arguments: Mapping[str, Any]) -> None:
         ConfigError: There are fewer.
     """
     accelerator, devices = arguments.get("accelerator", "auto"), arguments.get("devices", "auto")
+    if arguments.get("sync_batchnorm") and (accelerator == "cpu" or not torch.cuda.is_available()):
+        raise ConfigError("trainer.sync_batchnorm=true: PyTorch's synchronised batch norm runs on CUDA GPUs only")
     if accelerator not in ("gpu", "cuda"):
         return
     there = torch.cuda.device_count() or (torch.mps.device_count() if accelerator == "gpu" else 0)
@@ -176,6 +184,11 @@ def check_optimization(module: BaseModule, datamodule: DataModule, trainer: Trai
     """
     batches = limited(datamodule.batches_per_epoch(trainer.world_size), trainer.limit_train_batches)
     steps = math.ceil(batches / trainer.accumulate_grad_batches)
+    fused = module.hparams["optimizer"].get("fused")
+    if fused and trainer.gradient_clip_val is not None and trainer.precision.endswith("-mixed"):
+        raise ConfigError(
+            f"trainer.gradient_clip_val with trainer.precision={trainer.precision} needs optimizer.fused=false"
+        )
     try:
         module.build_optimization(trainer.max_epochs or -1, steps)
     except ConfigError:

@@ -10,9 +10,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from src.engine import signals
+from src.engine.callbacks import log_row
 from src.engine.checkpoint import commit_mark
 from src.engine.run import Run
 from src.modules.base import BaseModule
+from src.tracking.files import read_rows
 from src.tracking.local import LocalLogger
 from src.tracking.wandb import WandbTracker
 
@@ -147,7 +149,7 @@ class ResumePoints(Callback):
         return batch_idx == 0 or not trainer.val_check_batch or batch_idx % trainer.val_check_batch != 0
 
     def _save(self, trainer: Trainer, done: int, ended: bool = False) -> None:
-        path = self.folder / f"step-{done:09d}.ckpt"
+        path, began = self.folder / f"step-{done:09d}.ckpt", time.perf_counter()
         self._saving, self._ended = True, ended
         self._between_batches = not ended
         try:
@@ -159,6 +161,7 @@ class ResumePoints(Callback):
             link(path, self.folder / "last.ckpt")
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
                 trainer.strategy.checkpoint_io.remove_checkpoint(old)
+        log_row(trainer, {"perf/checkpoint_seconds": time.perf_counter() - began})
 
 
 def link(path: Path, alias: Path) -> None:
@@ -180,10 +183,10 @@ def gather(trainer: Trainer, value: Any) -> list[Any]:
 
 
 def cut_back(trainer: Trainer, size: int) -> None:
-    """Cuts the log back to what a point knows; what W&B was sent since is not sent to it again."""
-    for logger in trainer.loggers:
-        if isinstance(logger, LocalLogger) and trainer.is_global_zero:
-            known = logger.truncate(size)
-            for tracker in trainer.loggers:
-                if isinstance(tracker, WandbTracker):
-                    tracker.known = known
+    """Cuts the log back to what a point knows, and sees to it that W&B has that too, but nothing twice."""
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        if isinstance(logger, LocalLogger):
+            logger.truncate(size)
+            rows = read_rows(logger.run_dir)
+        elif isinstance(logger, WandbTracker):
+            logger.catch_up(rows)

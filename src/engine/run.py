@@ -61,6 +61,7 @@ class Run:
         self.owner, self.status = status is not None, status or {}
         self.trackers: list[Closable] = []
         self.failure = FailureWatch(folder, global_rank())
+        self.shared = ""  # what the other processes of the run are told
         self._lock = lock
         self._began = time.monotonic() - self.status.get("seconds", 0.0)
 
@@ -75,12 +76,9 @@ class Run:
         if self.owner:
             write_json(self.folder / "status.json", self.status)
 
-    def shared(self, digest: str) -> str:
-        """What the other processes of this run are told."""
-        point = self.point and str(self.point)
-        return json.dumps({"folder": str(self.folder), "run_id": self.run_id, "point": point, "digest": digest})
-
     def __enter__(self) -> Self:
+        if self.owner:
+            os.environ[INHERITED] = self.shared
         self.update(state="running")
         return self
 
@@ -175,9 +173,10 @@ def claim(composed: Composed) -> Run:
         write_json(run.folder / f"environment{f'-{n}' if (n := len(run.status['resumes'])) else ''}.json", environment)
     except OSError as error:
         raise ConfigError(f"runs_dir={composed.cfg['runs_dir']}: no run folder can be made there: {error}") from error
-    os.environ[INHERITED] = run.shared(digest)
+    point = run.point and str(run.point)
+    run.shared = json.dumps({"folder": str(run.folder), "run_id": run.run_id, "point": point, "digest": digest})
     if store is not None:
-        store.set(INHERITED, run.shared(digest))
+        store.set(INHERITED, run.shared)
     return run
 
 

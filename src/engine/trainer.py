@@ -11,11 +11,13 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from src.config import build
+from src.engine.blackbox import BlackBox
 from src.engine.callbacks import Reporter
 from src.engine.checkpoint import AtomicCheckpointIO
 from src.engine.plan import Plan
 from src.engine.resume import ResumePoints
 from src.engine.run import Closable, Run
+from src.engine.sharding import with_strategy
 from src.tracking.local import LocalLogger
 from src.tracking.progress import Progress
 
@@ -58,7 +60,7 @@ def build_trainer(plan: Plan, run: Run) -> Trainer:
         # In place: the keys of the state dict stay what they are without compilation.
         plan.module.net.compile(backend=plan.cfg["compile"]["backend"], mode=plan.cfg["compile"]["mode"])
     return Trainer(
-        **{"profiler": Unprofiled(), **plan.cfg["trainer"]},
+        **{"profiler": Unprofiled(), **with_strategy(plan.cfg["trainer"])},
         logger=build_loggers(plan, run),
         callbacks=build_callbacks(plan, run),
         plugins=[AtomicCheckpointIO()],
@@ -81,6 +83,8 @@ def build_callbacks(plan: Plan, run: Run) -> list[Callback]:
     own = [build(node, Callback) for node in cfg["callbacks"].values()]
     return [
         points,
+        # Under FSDP a process has a part of the weights only: there the next row finds a loss that is not finite.
+        *([BlackBox(run, cfg)] if cfg["black_box"] and cfg["trainer"].get("strategy") != "fsdp" else []),
         Reporter(run, best, cfg["trainer"].get("log_every_n_steps") or 50),
         Progress(),
         *stopping,

@@ -2,11 +2,12 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MetricCollection
@@ -127,9 +128,18 @@ class BaseModule(LightningModule):
         """
         self.check_finite(split)
         values = self.epoch_metrics(split).compute()
+        count = int(values.pop("count"))
+        if (expected := self._expected_samples(split)) is not None:
+            assert count == expected, f"{split}: {count} samples were measured, there are {expected}"
         scalars = {f"{split}/{name}": value for name, value in values.items() if value.ndim == 0}
         self.tables[split] = {name: value.cpu() for name, value in values.items() if value.ndim > 0}
         self.log_dict(scalars, batch_size=1)  # the values are means over the epoch already
+
+    def _expected_samples(self, split: str) -> int | None:
+        """How many samples an evaluation must have seen; None where batches are left out, or in training."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        limit = {"val": self.trainer.limit_val_batches, "test": self.trainer.limit_test_batches}.get(split)
+        return len(datamodule.splits[split]) if datamodule is not None and limit == 1.0 else None
 
     def check_finite(self, split: str) -> None:
         """Looks at the losses that have not been looked at yet.
@@ -164,6 +174,16 @@ class BaseModule(LightningModule):
         )
         return optimizer, scheduler
 
+    def configure_model(self) -> None:
+        """Splits every block of the net over the processes, if the strategy is one that splits (FSDP2)."""
+        if self.device_mesh is None or isinstance(self.net, FSDPModule):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for block in blocks(self.net):
+            if next(block.parameters(), None) is not None:
+                fully_shard(block, mesh=mesh)
+        fully_shard(self.net, mesh=mesh)
+
     def configure_optimizers(self) -> Any:  # noqa: D102
         trainer = self.trainer
         # Not trainer.estimated_stepping_batches: it sets the loaders up before a resumed position has been restored.
@@ -180,6 +200,15 @@ class BaseModule(LightningModule):
                 "monitor": self.hparams["monitor"]["metric"],
             },
         }
+
+
+def blocks(net: nn.Module) -> Iterator[nn.Module]:
+    """The children of a net; of a sequence or list of layers, each."""
+    for child in net.children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            yield from child.children()
+        else:
+            yield child
 
 
 def limited(batches: int, limit: int | float | None) -> int:

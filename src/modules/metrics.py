@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection, SumMetric
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -27,6 +27,7 @@ class EpochMetrics(nn.Module):
         super().__init__()
         self.collection = collection.clone()
         self.loss = MeanMetric(nan_strategy="error")  # "disable" also ignores the weights
+        self.count = SumMetric(nan_strategy="error")
         self.block = block
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -39,7 +40,7 @@ class EpochMetrics(nn.Module):
 
     def sums(self) -> dict[str, Any]:
         """All that has come in since the last `compute`, as plain values and CPU tensors."""
-        metrics = {"loss": self.loss, **dict(self.collection.items())}
+        metrics = {"loss": self.loss, "count": self.count, **dict(self.collection.items())}
         return {
             "states": {
                 name: {key: _on_cpu(state) for key, state in metric.metric_state.items()}
@@ -51,7 +52,7 @@ class EpochMetrics(nn.Module):
 
     def merge(self, sums: Mapping[str, Any]) -> None:
         """Adds what `sums` returned, before the first step: the metrics come out as if nothing had lain between."""
-        metrics = {"loss": self.loss, **dict(self.collection.items())}
+        metrics = {"loss": self.loss, "count": self.count, **dict(self.collection.items())}
         for name, states in sums["states"].items():
             metrics[name].merge_state({key: _moved(state, metrics[name].device) for key, state in states.items()})
         for preds, target, loss in sums["pending"]:
@@ -81,14 +82,15 @@ class EpochMetrics(nn.Module):
         self.pending.clear()
         sizes = torch.tensor([len(labels) for labels in target], device=losses[0].device)
         self.loss.update(torch.stack(losses), sizes)
+        self.count.update(sizes)
         self.collection.update(torch.cat(preds), torch.cat(target))
 
     def compute(self) -> dict[str, Tensor]:
-        """The metrics over all processes; clears them for the next epoch."""
+        """The metrics and the number of samples ("count") over all processes; clears them for the next epoch."""
         self.flush()
-        values = {"loss": self.loss.compute(), **self.collection.compute()}
-        self.loss.reset()
-        self.collection.reset()
+        values = {"loss": self.loss.compute(), "count": self.count.compute(), **self.collection.compute()}
+        for metric in (self.loss, self.count, self.collection):
+            metric.reset()
         return values
 
 

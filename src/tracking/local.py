@@ -64,11 +64,9 @@ class LocalLogger(Logger):
         path = self._metrics.path
         return path.stat().st_size if path.exists() else 0
 
-    def truncate(self, size: int) -> dict[int | None, set[str]]:
+    @rank_zero_only
+    def truncate(self, size: int) -> None:
         """Cuts ``metrics.jsonl`` back to a checkpoint's `size` and writes ``metrics.csv`` anew.
-
-        Returns:
-            The names of the metrics that were cut off, by step.
 
         Raises:
             ValueError: The file is shorter: rows that the checkpoint has seen are gone.
@@ -76,14 +74,9 @@ class LocalLogger(Logger):
         path, present = self._metrics.path, self.size()
         if present < size:
             raise ValueError(f"{path} has {present} bytes, but the checkpoint was saved after {size}")
-        cut: dict[int | None, set[str]] = {}
         if present > size:
-            complete, _, _ = path.read_bytes()[size:].rpartition(b"\n")
-            for row in map(json.loads, complete.splitlines()):
-                cut.setdefault(row["step"], set()).update(row)
             os.truncate(path, size)
         self.export_csv()
-        return cut
 
     @rank_zero_only
     def export_csv(self) -> None:

@@ -40,7 +40,7 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Goes on with the bar of an epoch that a resumed run is in the middle of: that epoch does not start again."""
         self._epoch_start = time.perf_counter()
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
         if 0 < done < trainer.num_training_batches:
             self._open_epoch(trainer, done)
 

@@ -5,10 +5,14 @@ remote with its user name) and the source: the run folder has a record of its ow
 """
 
 import contextlib
+import json
 import math
 import os
 import shlex
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -68,7 +72,7 @@ class WandbTracker(WandbLogger):
         self._finished = False
         self._variables: dict[str, str] = {}  # that are set in the environment while the run is open
         self._summaries: dict[str, str | None] = {}  # of the metrics seen so far
-        self.known: Mapping[int | None, set[str]] = {}  # what W&B was sent already before the run was resumed, by step
+        self._known: dict[int, set[str]] = {}  # metrics that W&B was given before the run was resumed, by step
 
     @property
     @rank_zero_experiment
@@ -87,9 +91,9 @@ class WandbTracker(WandbLogger):
         A value that is not finite is left out where the summary keeps the best, since W&B would take NaN for the best
         ever after; metrics.jsonl has it.
         """
-        if step in self.known:
-            metrics = {k: v for k, v in metrics.items() if k not in self.known[step] and not k.startswith("perf/")}
-            if not metrics.keys() - {"epoch"}:
+        if step in self._known:
+            metrics = {name: value for name, value in metrics.items() if name not in self._known[step]}
+            if not metrics:
                 return
         run = self.experiment
         try:
@@ -100,6 +104,24 @@ class WandbTracker(WandbLogger):
         except _failures() as error:
             print(f"W&B lost: its background process died ({error!r}); metrics.jsonl goes on", flush=True)
             self._run = DummyLogger().experiment
+
+    @rank_zero_only
+    def catch_up(self, rows: Sequence[Mapping[str, float | None]]) -> None:
+        """Continues a run: W&B gets what a kill has kept from it, and nothing that it has.
+
+        Args:
+            rows: All rows that the run has come to so far, each with its "step".
+        """
+        if self.decision.mode == "disabled":
+            return
+        with ThreadPoolExecutor() as pool:
+            for part in pool.map(history, sorted(self._folder.glob(f"*run-*-{self.version}"))):
+                for item in part:
+                    self._known.setdefault(int(item["trainer/global_step"]), set()).update(item)
+        for row in rows:
+            if row["step"] is not None:
+                values = {name: value for name, value in row.items() if name != "step" and value is not None}
+                self.log_metrics(values, int(row["step"]))
 
     @rank_zero_only
     def finish(self, exit_code: int = 0) -> None:
@@ -197,6 +219,14 @@ def summary_of(name: str, monitor: Mapping[str, str]) -> str | None:
     split, _, kind = name.rpartition("/")
     best = monitor["mode"] if name == monitor["metric"] else BEST.get(kind) if split in ("train", "val") else None
     return best and f"{best},last"
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The rows in a part of a run on disk, read by wandb's own command; its file may end in the middle of a row."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    records = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    return [record["history"]["item"] for record in records if record.get("type") == "history"]
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -1,0 +1,77 @@
+"""The launchers of several nodes: srun on a real Slurm, and torchrun on two nodes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import MISSING, free_ports, slurm
+from tests.conftest import QUICK, ROOT, status
+
+Train = Callable[..., dict[str, float]]
+
+OVERRIDES = [*QUICK, "data.val_size=205", "data.test_size=3795", "trainer.max_epochs=2", "trainer.strategy=ddp"]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    if MISSING:
+        pytest.skip(f"no Slurm on this machine (apt-get install slurm-wlm munge): {', '.join(MISSING)}")
+    with slurm(tmp_path_factory.mktemp("slurm") / "cluster") as environment:
+        # Node names do not resolve here, so the first node's address is given.
+        yield {**environment, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(("nodes", "tasks"), [(1, 2), (2, 1)])
+def test_srun_makes_one_run(nodes: int, tasks: int, cluster: dict[str, str], train: Train, tmp_path: Path) -> None:
+    expected = train(*OVERRIDES[2:-1], f"runs_dir={tmp_path / 'one'}")
+    command = ["timeout", "200", "srun", f"--nodes={nodes}", f"--ntasks-per-node={tasks}", "--kill-on-bad-exit"]
+    done = subprocess.run(
+        [
+            *command,
+            sys.executable,
+            "-m",
+            "src.train",
+            *OVERRIDES,
+            f"trainer.num_nodes={nodes}",
+            f"trainer.devices={tasks}",
+        ],
+        cwd=ROOT,
+        env={**os.environ, **cluster, "MASTER_PORT": str(free_ports(1)[0])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = (tmp_path / "runs/mnist_linear").glob("[!.]*")
+    assert folder.name.startswith("slurm-")
+    assert done.stdout.count("run folder: ") == done.stdout.count("epoch 2/2") == 1
+    assert status(folder)["metrics"] == pytest.approx({k: expected[k] for k in status(folder)["metrics"]}, rel=1e-5)
+
+
+def test_torchrun_on_two_nodes_makes_one_run(train: Train, tmp_path: Path) -> None:
+    expected = train(*OVERRIDES[2:-1], f"runs_dir={tmp_path / 'one'}")
+    port = free_ports(1)[0]
+    nodes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
+                *(f"--node-rank={rank}", "--master-addr=127.0.0.1", f"--master-port={port}"),
+                *("-m", "src.train", *OVERRIDES, "trainer.num_nodes=2", "trainer.devices=1"),
+            ],
+            cwd=ROOT,
+            env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    prints = [node.communicate(timeout=200)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "".join(prints)
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    assert "".join(prints).count("run folder: ") == 1
+    assert status(folder)["metrics"] == pytest.approx({k: expected[k] for k in status(folder)["metrics"]}, rel=1e-5)
