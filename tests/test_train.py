@@ -241,6 +241,8 @@ def test_precision_and_clipping(override: str, train: Train) -> None:
         ("scheduler=cosine trainer.max_epochs=-1", "CosineAnnealingLR needs to know the run's end"),
         ("logger=wandb logger.mode=online", "logger.mode=online"),
         ("scheduler=plateau scheduler.warmup_epochs=1", "a plateau schedule has no warm-up"),
+        ("trainer.sync_batchnorm=true", "PyTorch's synchronised batch norm runs on CUDA GPUs only"),
+        ("trainer.precision=bf16-mixed trainer.gradient_clip_val=1.0", "needs optimizer.fused=false"),
     ],
 )
 def test_refused_before_a_run_folder_exists(override: str, message: str, train: Train, run_folders: Folders) -> None:

@@ -56,7 +56,7 @@ class Reporter(Callback):
             trainer,
             {
                 "epoch": trainer.current_epoch,
-                "train/loss_step": float(outputs["loss"]),
+                "train/loss_step": float(trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")),
                 "train/lr": self._learning_rate,
                 "perf/samples_per_second": len(batch) * batches * trainer.world_size / (now - self._rows_began),
             },
