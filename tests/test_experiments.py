@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from src.prepare import main as prepare
 from tests.conftest import ROOT
-from tests.fakes import write_mnist
+from tests.fakes import crystals, write_cgcnn_folder, write_mnist
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 CHOICES = sorted(
@@ -16,11 +17,16 @@ CHOICES = sorted(
 )
 
 
+CRYSTALS = {"data=emt_alloys": ["data.num_structures=40"], "data=crystals": []}
+"""No input for the default model."""
+
+
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny sets in the true format, where DATA_ROOT says that data is."""
     for name in ("MNIST", "FashionMNIST"):
         write_mnist(tmp_path / "data", name, train=700, test=60, gz=name == "FashionMNIST")
+    write_cgcnn_folder(tmp_path / "data/crystals", crystals(24))
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
 
 
@@ -33,6 +39,8 @@ def test_experiment(name: str, data: None, train: Callable[..., dict[str, float]
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_choice(choice: str, data: None, train: Callable[..., dict[str, float]]) -> None:
+    if choice in CRYSTALS:
+        return prepare([choice, *CRYSTALS[choice]])
     small = [] if choice in ("data=mnist_subset",) or not choice.startswith("data=") else ["data.val_size=60"]
     train("trainer.max_epochs=2", "trainer.limit_train_batches=2", "data.batch_size=32", choice, *small)
 

@@ -34,6 +34,34 @@ def test_the_embedded_digits_need_nothing(capsys: pytest.CaptureFixture[str]) ->
     )
 
 
+def test_alloys_are_made_and_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data=emt_alloys", f"data.root={tmp_path}", "data.num_structures=40", "data.split=random"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["emt_alloys: train 32, val 4, test 4 samples", "target formation_energy in eV/atom"]
+    assert "EMT is a toy" in lines[2]
+    assert lines[3:] == [f"ready in {tmp_path}/emt_alloys"]
+    assert len(list((tmp_path / "emt_alloys/graphs").glob("*.npz"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.split=formula", "expected 'random' or 'composition' or 'files', got the text 'formula'"),
+        ("data.on_bad=ignore", "expected 'error' or 'skip', got the text 'ignore'"),
+        ("data.cutoff=0", "must be above 0, not 0"),
+        ("data.num_neighbors=0", "must be at least 1, not 0"),
+        ("data.num_structures=0", "must be at least 1, not 0"),
+        ("data.dataset_seed=-1", "must be 0 or more, not -1"),
+        ("data.seed=1", "comes from seed and is not set here"),
+        ("data.cutof=7", "has no argument cutof; did you mean data.cutoff?"),
+    ],
+)
+def test_a_mistake_in_the_crystals_section(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        main(["data=emt_alloys", override])
+    assert message in str(caught.value)
+
+
 def test_root_may_hold_anything_a_path_may(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "my (daten), = ü"
     folder = write_mnist(root)
