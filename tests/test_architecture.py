@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "modules": {"modules", "config"},
     "tracking": {"tracking", "config"},
     # Only the bases: which module and which data set a run has is the config's choice.
-    "engine": {"engine", "config", "tracking", "modules.base", "modules.metrics", "data.base"},
+    "engine": {"engine", "config", "tracking", "modules.base", "modules.metrics", "modules.optimization", "data.base"},
 }
 FOREIGN = {
     "config": {"torch", "lightning", "numpy", "wandb", "torchvision", "torchmetrics"},

@@ -7,7 +7,7 @@ import pytest
 
 from src.prepare import main as prepare
 from tests.conftest import ROOT
-from tests.fakes import crystals, write_cgcnn_folder, write_mnist
+from tests.fakes import CIFAR, crystals, write_cgcnn_folder, write_cifar, write_mnist
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 CHOICES = sorted(
@@ -15,6 +15,13 @@ CHOICES = sorted(
     for path in (ROOT / "configs").glob("*/*.yaml")
     if path.parent.name in ("model", "optimizer", "scheduler", "callbacks", "logger", "data")
 )
+SMALLER = {
+    "mnist_linear": [],
+    "cifar10_resnet18": ["data.val_size=60", "model.net.width=8"],
+    # "eager" traces the net as any backend, and needs no compiler.
+    "cifar10_speedrun": ["data.val_size=60", "model.net.width=8", "compile.backend=eager"],
+}
+"""What keeps an experiment's run short; of the others, the validation part alone."""
 
 
 CRYSTALS = {"data=emt_alloys": ["data.num_structures=40"], "data=crystals": []}
@@ -27,12 +34,15 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MNIST", "FashionMNIST"):
         write_mnist(tmp_path / "data", name, train=700, test=60, gz=name == "FashionMNIST")
     write_cgcnn_folder(tmp_path / "data/crystals", crystals(24))
+    for name, (source, _) in CIFAR.items():
+        for part, files in write_cifar(tmp_path / "data", name, train=700, test=100).items():
+            monkeypatch.setattr(source, part, files)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment(name: str, data: None, train: Callable[..., dict[str, float]]) -> None:
-    small = [] if name == "mnist_linear" else ["data.val_size=60"]
+    small = SMALLER.get(name, ["data.val_size=60"])
     metrics = train(f"experiment={name}", "trainer.max_epochs=4", "data.batch_size=32", *small)
     assert metrics["test/acc"] > 0.8  # the fakes can be learnt
 
@@ -41,8 +51,9 @@ def test_experiment(name: str, data: None, train: Callable[..., dict[str, float]
 def test_choice(choice: str, data: None, train: Callable[..., dict[str, float]]) -> None:
     if choice in CRYSTALS:
         return prepare([choice, *CRYSTALS[choice]])
-    small = [] if choice in ("data=mnist_subset",) or not choice.startswith("data=") else ["data.val_size=60"]
-    train("trainer.max_epochs=2", "trainer.limit_train_batches=2", "data.batch_size=32", choice, *small)
+    small = [] if choice in ("data=mnist_subset",) or not choice.startswith("data=") else ["data.val_size=100"]
+    limits = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
+    train("trainer.max_epochs=2", *limits, "data.batch_size=32", choice, *small)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/experiment").glob("*.yaml")), ids=lambda path: path.stem)

@@ -41,7 +41,8 @@ CASES = {
         f"  {at('model/mlp.yaml', '_target_: src.nets')}\n"
         "model.net.hidden_sizes = [8]\n"
         "  command line: model.net.hidden_sizes=[8]\n"
-        f"  replaced [64, 128, 64]  {at('model/mlp.yaml', 'hidden_sizes:')}",
+        f"  replaced [64, 128, 64]  {at('model/mlp.yaml', 'hidden_sizes:')}\n"
+        "model.weights = null\n  default\nmodel.freeze = null\n  default\nmodel.unfreeze_epoch = null\n  default",
     ),
     "a choice": (
         ["experiment", "experiment=mnist_mlp"],

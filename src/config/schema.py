@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from enum import Enum
+from enum import Enum, EnumType
 from functools import cache, partial
 from inspect import formatannotation
 from math import inf
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,6 +16,7 @@ from src.config.sources import escaped
 
 Mode = Enum("Mode", ["min", "max"])
 Interval = Enum("Interval", ["step", "epoch"])
+Frozen = Enum("Frozen", ["backbone"])
 
 
 @dataclass
@@ -74,6 +75,15 @@ class SchedulerExtras:
 
 
 @dataclass
+class ModelExtras:
+    """Keys of `model` that are not the module's own: where its weights come from, and which of them stay."""
+
+    weights: str | None = None
+    freeze: Frozen | None = None
+    unfreeze_epoch: int | None = None
+
+
+@dataclass
 class Config:
     """A whole configuration. Sections typed `dict` are made by their `_target_` and checked against its signature."""
 
@@ -108,7 +118,7 @@ TYPED: dict[str, Any] = {"": Config, "optimizer.param_groups": ParamGroups} | {
 }
 """Sections with a fixed set of keys."""
 
-EXTRAS: dict[str, type] = {"optimizer": OptimizerExtras, "scheduler": SchedulerExtras}
+EXTRAS: dict[str, type] = {"model": ModelExtras, "optimizer": OptimizerExtras, "scheduler": SchedulerExtras}
 """Keys beyond a target's own arguments, which the program reads itself."""
 
 TRAINER = "lightning.pytorch.Trainer"
@@ -138,13 +148,15 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32, "seed"),
     ("at least 1", lambda value: value >= 1, "data.batch_size early_stopping.patience checkpoint.every_n_steps"),
     ("at least 1", lambda value: value >= 1, "trainer.num_nodes trainer.accumulate_grad_batches"),
-    ("at least 1", lambda value: value >= 1, "trainer.log_every_n_steps"),
+    ("at least 1", lambda value: value >= 1, "trainer.log_every_n_steps model.unfreeze_epoch"),
     ("at least 1, or -1 for no limit", lambda value: value >= 1 or value == -1, "trainer.max_epochs trainer.max_steps"),
     ("at least 1", lambda value: value >= 1, "data.num_structures data.num_neighbors"),
     ("above 0", lambda value: 0 < value < inf, "data.val_size data.test_size data.cutoff checkpoint.every_minutes"),
     ("above 0", lambda value: 0 < value < inf, "optimizer.lr optimizer.param_groups.head_lr"),
     ("0 or more", lambda value: 0 <= value < inf, "data.split_seed data.num_workers optimizer.weight_decay"),
     ("0 or more", lambda value: 0 <= value < inf, "data.dataset_seed scheduler.warmup_epochs early_stopping.min_delta"),
+    ("0 or more", lambda value: 0 <= value < inf, "data.crop_padding model.mixup model.cutmix"),
+    ("at least 0 and below 1", lambda value: 0 <= value < 1, "model.label_smoothing"),
 )
 RULES = {key: (text, test) for text, test, keys in _RULES for key in keys.split()}
 """What a number must be, beyond its type: in words, and as a test."""
@@ -155,7 +167,10 @@ def typed(section: type, path: str = "") -> Signature:
     """Returns the keys of a dataclass; OmegaConf says what each takes."""
     arguments = {}
     for item in fields(section):
-        text = " or ".join(item.type.__members__) if isinstance(item.type, type(Enum)) else formatannotation(item.type)
+        kinds = [kind for kind in (item.type, *get_args(item.type)) if isinstance(kind, EnumType)]
+        text = formatannotation(item.type)
+        for kind in kinds:
+            text = text.replace(formatannotation(kind), " or ".join(kind.__members__))
         default = None if item.default is MISSING and item.default_factory is MISSING else repr(item.default)
         arguments[item.name] = Argument(default, partial(_expected, section, item.name, text))
     return Signature(path, arguments)

@@ -41,8 +41,8 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Returns a copy in page-locked memory, from which a GPU reads without waiting."""
-        return self._map(Tensor.pin_memory)
+        """Returns a copy in page-locked memory, from which a GPU reads without waiting; itself if it is on one."""
+        return self if self.y.device.type != "cpu" else self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
         x = {name: change(part) for name, part in self.x.items()} if isinstance(self.x, dict) else change(self.x)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.config import ConfigError
 from src.data.base import Batch, DataModule, require_int
@@ -32,8 +32,13 @@ class TensorSplit(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.y_N)
 
+    def to(self, device: torch.device) -> None:
+        """Moves the tensors to a device; batches are gathered there."""
+        self.x_NCHW, self.y_N = self.x_NCHW.to(device), self.y_N.to(device)
+
     def __getitem__(self, index: Tensor) -> Batch:
         """Gathers a whole batch at once; `x[index]` takes seventeen times as long."""
+        index = index.to(self.y_N.device, non_blocking=True)
         return Batch(self.x_NCHW.index_select(0, index), self.y_N.index_select(0, index), index)
 
 
@@ -46,12 +51,14 @@ class ImageDataModule(DataModule):
         batch_size: Samples per training step over all processes.
         split_seed: Which samples go to which part, where the split is random.
         seed: The run's seed, for the order of the training samples.
+        on_device: Whether the splits are kept on the device that trains.
     """
 
     class_names: ClassVar[Sequence[str]]
 
-    def __init__(self, batch_size: int, split_seed: int, seed: int) -> None:
+    def __init__(self, batch_size: int, split_seed: int, seed: int, on_device: bool = False) -> None:
         super().__init__(batch_size, seed)
+        self.on_device = on_device
         self.split_seed = require_int("data.split_seed", split_seed, minimum=0)
         self.splits: Mapping[str, TensorSplit] = {}
 
@@ -64,7 +71,7 @@ class ImageDataModule(DataModule):
         """What `on_after_batch_transfer` applies."""
         return Normalize(self.facts["mean"], self.facts["std"])
 
-    def hold_out(self, x_NHW: NDArray[np.uint8], y_N: NDArray[np.int64], **sizes: int) -> dict[str, TensorSplit]:
+    def hold_out(self, x: NDArray[np.uint8], y_N: NDArray[np.int64], **sizes: int) -> dict[str, TensorSplit]:
         """Cuts parts off labelled images, stratified; "train" is what is left.
 
         Raises:
@@ -75,7 +82,7 @@ class ImageDataModule(DataModule):
             asked = " and ".join(f"data.{part}_size={size}" for part, size in sizes.items())
             raise ConfigError(f"nothing is left to train on: {asked} of {len(y_N)} samples")
         parts = stratified_split(y_N, [train, *sizes.values()], self.split_seed, self.class_names)
-        return {part: tensor_split(x_NHW[i], y_N[i]) for part, i in zip(("train", *sizes), parts, strict=True)}
+        return {part: tensor_split(x[i], y_N[i]) for part, i in zip(("train", *sizes), parts, strict=True)}
 
     def describe(self) -> dict[str, Any]:
         """Returns the facts; mean and deviation are those of the training part, computed.
@@ -104,13 +111,24 @@ class ImageDataModule(DataModule):
             "fingerprint": self._fingerprint(),
         }
 
+    def augment(self, x_BCHW: Tensor) -> Tensor:
+        """Changes the uint8 images of a training batch on the device; a subclass says how, here they stay."""
+        return x_BCHW
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalises a batch where the model will read it, in the precision of the run."""
+        """Augments (while training) and normalises a batch where the model will read it, in the run's precision."""
         assert isinstance(batch.x, Tensor)
+        if self.trainer is not None and self.trainer.training:
+            batch.x = self.augment(batch.x)
         batch.x = self.normalize(batch.x)
         if self.trainer is not None:
             batch.x = self.trainer.precision_plugin.convert_input(batch.x)
         return batch
+
+    def _loader(self, split: str, sampler: Sampler[Tensor]) -> DataLoader[Any]:
+        if self.on_device and self.trainer is not None:
+            self.splits[split].to(self.trainer.strategy.root_device)
+        return super()._loader(split, sampler)
 
     def adopt(self, facts: Mapping[str, Any]) -> None:
         """Normalises with the statistics that a model was trained with.
@@ -135,7 +153,7 @@ class ImageDataModule(DataModule):
         return digest.hexdigest()
 
 
-def tensor_split(x_NHW: NDArray[np.uint8], y_N: NDArray[np.int64]) -> TensorSplit:
-    """Makes tensors of one-channel images and their labels; copies an array only if it is read-only."""
-    x, y = (torch.from_numpy(np.require(array, requirements=("C", "W"))) for array in (x_NHW, y_N))
-    return TensorSplit(x.unsqueeze(1), y)
+def tensor_split(x: NDArray[np.uint8], y_N: NDArray[np.int64]) -> TensorSplit:
+    """Makes tensors of images, [N, C, H, W] or [N, H, W], and their labels; copies an array only if it is read-only."""
+    images, labels = (torch.from_numpy(np.require(array, requirements=("C", "W"))) for array in (x, y_N))
+    return TensorSplit(images if images.ndim == 4 else images.unsqueeze(1), labels)

@@ -1,22 +1,17 @@
 """MNIST (LeCun et al. 1998), Fashion-MNIST (Xiao et al. 2017) and the 5,000 digits that need no download."""
 
-import http.client
 import importlib.resources
-import os
-import shlex
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from torchvision import datasets  # type: ignore[import-untyped]
 
 from src.config import ConfigError
 from src.data.base import require_int
+from src.data.download import downloading, prepare_command
 from src.data.idx import read_idx
 from src.data.images import ImageDataModule, TensorSplit, tensor_split
 
@@ -25,7 +20,6 @@ SIZE = 28  # pixels a side
 PARTS = ("train", "t10k")  # as the file names call them
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 FILES = tuple(f"{part}-{kind}" for part in PARTS for kind in (IMAGES, LABELS))
-NETWORK_TIMEOUT = 30.0  # seconds without an answer
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -97,7 +91,7 @@ class MNISTDataModule(ImageDataModule):
             raise ConfigError(
                 f"{self.source.__name__} is not there: {self._what_is_missing(missing)}\n"
                 f"    needed in {self.folder}, each unpacked or as .gz: {', '.join(FILES)}\n"
-                f"    to download: {self._prepare_command()}"
+                f"    to download: {prepare_command(self.name, self.root)}"
             )
 
     def load(self) -> dict[str, TensorSplit]:
@@ -114,18 +108,10 @@ class MNISTDataModule(ImageDataModule):
         """
         if all(self._is_sound(part) for part in PARTS):
             return
-        name = self.source.__name__
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f"{name}.lock"), _network_timeout(NETWORK_TIMEOUT):
-                self._set_broken_aside()
-                self.source(self.root, download=True)
-        except (RuntimeError, OSError, http.client.HTTPException) as error:
-            reason = str(error).strip().replace("\n", "\n    ")
-            raise ConfigError(
-                f"the download of {name} to {self.folder} failed: {reason}\n"
-                f"    without a network, put the files there yourself: {', '.join(FILES)}, unpacked or as .gz"
-            ) from error
+        way_out = f"put the files there yourself: {', '.join(FILES)}, unpacked or as .gz"
+        with downloading(self.source.__name__, self.root, self.folder, way_out):
+            self._set_broken_aside()
+            self.source(self.root, download=True)
 
     def _is_sound(self, part: str) -> bool:
         try:
@@ -164,11 +150,6 @@ class MNISTDataModule(ImageDataModule):
             return f"{self.folder} has none of its files"
         return f"{self.folder} lacks {', '.join(files)}"
 
-    def _prepare_command(self) -> str:
-        default = os.environ.get("DATA_ROOT", "data")
-        root = "" if self.root == Path(default) else " " + shlex.quote(f"data.root={self.root}")
-        return f"python -m src.prepare data={self.name}{root}"
-
     def _read(self, part: str) -> Arrays:
         present = self._present()
         images_path, labels_path = present[f"{part}-{IMAGES}"], present[f"{part}-{LABELS}"]
@@ -177,7 +158,7 @@ class MNISTDataModule(ImageDataModule):
             if len(images) != len(labels):
                 raise ConfigError(f"{images_path} has {len(images)} images, {labels_path} has {len(labels)} labels")
         except ConfigError as error:
-            raise ConfigError(f"{error}\n    to fetch it again: {self._prepare_command()}") from error
+            raise ConfigError(f"{error}\n    to fetch it again: {prepare_command(self.name, self.root)}") from error
         return images, labels
 
     def _read_labels(self, path: Path) -> NDArray[np.int64]:
@@ -206,14 +187,3 @@ def _read_images(path: Path) -> NDArray[np.uint8]:
     if images.shape[1:] != (SIZE, SIZE):
         raise ConfigError(f"{path}: images of {images.shape[1]} x {images.shape[2]} pixels, not {SIZE} x {SIZE}")
     return images
-
-
-@contextmanager
-def _network_timeout(seconds: float) -> Iterator[None]:
-    """Makes a connection that nobody answers fail instead of hang: torchvision sets no limit."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

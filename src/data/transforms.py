@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Normalize:
@@ -24,6 +24,49 @@ class Normalize:
         if self.scale_C11.device != x_BCHW.device:
             self.scale_C11, self.shift_C11 = self.scale_C11.to(x_BCHW.device), self.shift_C11.to(x_BCHW.device)
         return x_BCHW.to(torch.float32, copy=True).mul_(self.scale_C11).add_(self.shift_C11)
+
+
+class RandomCropFlip:
+    """Zero padding, a crop of the original size at a random place, a flip; drawn anew for each image of a batch.
+
+    The usual augmentation of 32x32 images (He et al. 2016, section 4.2). Draws come from the device's own generator.
+
+    Args:
+        padding: Pixels of zeros on each side; 0: no crop.
+        flip: Whether to mirror half of the images, left to right.
+    """
+
+    def __init__(self, padding: int, flip: bool) -> None:
+        self.padding, self.flip = padding, flip
+
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        """Returns new images of the same shape and type."""
+        batch, places, device = len(x_BCHW), 2 * self.padding + 1, x_BCHW.device
+        top_B, left_B = torch.randint(places, (2, batch), device=device)
+        flipped_B = torch.randint(2 if self.flip else 1, (batch,), device=device).bool()
+        return crop_and_flip(x_BCHW, self.padding, top_B, left_B, flipped_B)
+
+
+def crop_and_flip(x_BCHW: Tensor, padding: int, top_B: Tensor, left_B: Tensor, flipped_B: Tensor) -> Tensor:
+    """Cuts from each zero-padded image a crop of the original size, and mirrors it where asked.
+
+    One gather for the whole batch, with the crop and the flip folded into its index.
+
+    Args:
+        x_BCHW: Images.
+        padding: Pixels of zeros on each side.
+        top_B: int64 first row of each crop, 0 to 2 * padding.
+        left_B: Likewise the first column.
+        flipped_B: Which crops are mirrored left to right.
+    """
+    batch, channels, height, width = x_BCHW.shape
+    padded_BCP = nn.functional.pad(x_BCHW, (padding,) * 4).flatten(2)
+    row_BH = torch.arange(height, device=x_BCHW.device) + top_B[:, None]
+    column_W = torch.arange(width, device=x_BCHW.device)
+    column_BW = torch.where(flipped_B[:, None], column_W.flip(0), column_W) + left_B[:, None]
+    index_BHW = row_BH[:, :, None] * (width + 2 * padding) + column_BW[:, None, :]
+    index_BCP = index_BHW.view(batch, 1, -1).expand(-1, channels, -1)
+    return padded_BCP.gather(2, index_BCP).view_as(x_BCHW)
 
 
 def channel_statistics(x_NCHW: Tensor) -> tuple[list[float], list[float]]:

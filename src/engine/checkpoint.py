@@ -4,13 +4,15 @@ import hashlib
 import os
 import pickle
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from src.config import ConfigError, build
+from src.config.schema import EXTRAS
 from src.modules.base import BaseModule
 
 
@@ -88,23 +90,37 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of this project.
 
     Raises:
-        ConfigError: The file is missing, damaged, not a checkpoint of this project, or a pickle that wants to run code.
+        ConfigError: As `read_plain`; or it is not a checkpoint of this project.
+    """
+    checkpoint = read_plain(path)
+    if not is_checkpoint(checkpoint):
+        raise ConfigError(f"{path}: a torch file, but not a checkpoint of this project (no config inside)")
+    return checkpoint
+
+
+def is_checkpoint(content: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether what was read is a checkpoint of this project."""
+    return isinstance(content, dict) and {"config", "state_dict", "hyper_parameters"} <= content.keys()
+
+
+def read_plain(path: Path) -> Any:
+    """Reads a torch file of plain values and tensors.
+
+    Raises:
+        ConfigError: The file is missing, damaged, no torch file, or a pickle that wants to run code.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
     if commit_mark(path).is_file() and not is_committed(path):
         raise ConfigError(f"{path}: damaged: it is not what was saved (the checksum beside it differs)")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(
             f"{path}: refused: it holds more than tensors and plain values; reading it could run code ({_first(error)})"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise ConfigError(f"{path}: damaged, or not a checkpoint ({_first(error)})") from error
-    if not isinstance(checkpoint, dict) or not {"config", "state_dict", "hyper_parameters"} <= checkpoint.keys():
-        raise ConfigError(f"{path}: a torch file, but not a checkpoint of this project (no config inside)")
-    return checkpoint
 
 
 def _first(error: BaseException) -> str:
@@ -128,8 +144,9 @@ def restore_module(checkpoint: Mapping[str, Any], path: Path) -> BaseModule:
 
 def build_module(config: Mapping[str, Any], facts: Mapping[str, Any]) -> BaseModule:
     """Builds the LightningModule of a config for data of these facts."""
+    extras = {item.name for item in fields(EXTRAS["model"])}  # of the run, not of the module
     return build(
-        config["model"],
+        {key: value for key, value in config["model"].items() if key not in extras},
         BaseModule,
         facts=dict(facts),
         optimizer=config["optimizer"],

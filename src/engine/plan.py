@@ -22,6 +22,7 @@ from src.config.resume import differences
 from src.data.base import DataModule
 from src.engine.checkpoint import build_module
 from src.engine.sharding import with_strategy
+from src.engine.weights import warm_start
 from src.modules.base import BaseModule, limited, monitors
 from src.tracking.mode import check_tracker
 
@@ -64,6 +65,8 @@ def plan_run(composed: Composed) -> Plan:
         with collected(problems):
             datamodule.batches_per_epoch(trainer.world_size if trainer is not None else 1)
         module = build_module(cfg, datamodule.facts)
+        if composed.resumed is None or not list(composed.resumed.folder.glob("checkpoints/step-*.ckpt")):
+            warm_start(module.net, cfg["model"])
         preflight(module, datamodule)
         if trainer is not None and not problems:
             check_optimization(module, datamodule, trainer)
@@ -115,6 +118,7 @@ def quiet() -> None:
         r".*sync_dist=True",  # torchmetrics has reduced the values over the processes already
         r".*is smaller than the logging interval",  # every epoch is a row anyway
         r".*Checkpoint directory .* exists and is not empty",  # it is this run's own
+        r".*in eval mode at the start of training",  # so is a frozen backbone
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # of Lightning's making, nothing to do here
     ):
         warnings.filterwarnings("ignore", message)

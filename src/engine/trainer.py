@@ -14,6 +14,7 @@ from src.config import build
 from src.engine.blackbox import BlackBox
 from src.engine.callbacks import Reporter
 from src.engine.checkpoint import AtomicCheckpointIO
+from src.engine.finetuning import Finetuning
 from src.engine.plan import Plan
 from src.engine.resume import ResumePoints
 from src.engine.run import Closable, Run
@@ -80,6 +81,7 @@ def build_callbacks(plan: Plan, run: Run) -> list[Callback]:
     stopping = []
     if cfg["early_stopping"]["patience"] is not None:
         stopping = [Patience(monitor["metric"], mode=monitor["mode"], check_finite=False, **cfg["early_stopping"])]
+    finetuning = [Finetuning(cfg["model"]["unfreeze_epoch"])] if cfg["model"]["freeze"] is not None else []
     own = [build(node, Callback) for node in cfg["callbacks"].values()]
     return [
         points,
@@ -88,6 +90,7 @@ def build_callbacks(plan: Plan, run: Run) -> list[Callback]:
         Reporter(run, best, cfg["trainer"].get("log_every_n_steps") or 50),
         Progress(),
         *stopping,
+        *finetuning,
         *own,
         best,
     ]

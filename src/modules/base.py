@@ -79,6 +79,10 @@ class BaseModule(LightningModule):
         """The task's metrics besides the loss. What is not a scalar is kept in ``tables`` instead of being logged."""
         raise NotImplementedError
 
+    def mix(self, x: Any, y: Tensor) -> tuple[Any, Tensor]:
+        """What is trained on in place of a batch's inputs and targets; a task may combine samples."""
+        return x, y
+
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The mean loss of a batch."""
         raise NotImplementedError
@@ -90,8 +94,9 @@ class BaseModule(LightningModule):
 
     def step(self, batch: Batch, split: str) -> Tensor:
         """One batch of any split: the loss, and the outputs to the split's metrics."""
-        output = self(batch.x)
-        loss = self.loss(output, batch.y)
+        x, target = self.mix(batch.x, batch.y) if split == "train" else (batch.x, batch.y)
+        output = self(x)
+        loss = self.loss(output, target)
         self.epoch_metrics(split).add(output, batch.y, loss)
         return loss
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -203,10 +204,11 @@ def test_sharded_weights_are_those_of_one_process(tmp_path: Path) -> None:
 def test_lightnings_launcher_ends_with_a_killed_child(tmp_path: Path) -> None:
     process = psutil.Popen(
         [
-            *(os.sys.executable, "-m", "src.train", "logger=none", "trainer=ddp_sim", "trainer.max_epochs=1000000"),
+            *(sys.executable, "-m", "src.train", "logger=none", "trainer=ddp_sim", "trainer.max_epochs=1000000"),
             *("early_stopping.patience=null", "data.val_size=200", "data.test_size=3800"),
         ],
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     try:
         folder = None
