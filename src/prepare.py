@@ -20,6 +20,10 @@ def main(overrides: list[str]) -> None:
     print(f"{facts['name']}: {', '.join(f'{part} {count}' for part, count in facts['num_samples'].items())} samples")
     if classes := facts.get("class_names"):
         print(f"{len(classes)} classes: {', '.join(classes)}")
+    for name, unit in zip(facts.get("target_names", ()), facts.get("target_units", ()), strict=True):
+        print(f"target {name}{f' in {unit}' if unit else ''}")
+    if card := facts.get("card"):
+        print(card)
     print(f"ready in {datamodule.folder or 'an installed package'}")
 
 

@@ -115,7 +115,7 @@ TRAINER = "lightning.pytorch.Trainer"
 INJECTED: dict[str, dict[str, str]] = {
     "data": {"seed": "seed"},
     "model": {"facts": "the data", **{name: f"the section {name}" for name in ("optimizer", "scheduler", "monitor")}},
-    "model.net": {"input_shape": "the data", "num_classes": "the data"},
+    "model.net": dict.fromkeys(("input_shape", "num_classes", "target_names", "cutoff", "atom_features"), "the data"),
     "optimizer": {"params": "the net"},
     "scheduler": {"optimizer": "the section optimizer", "max_lr": "optimizer.lr", "mode": "monitor.mode"}
     | dict.fromkeys(("T_max", "total_steps"), "the length of the run"),
@@ -139,7 +139,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("at least 1", lambda value: value >= 1, "trainer.num_nodes trainer.accumulate_grad_batches"),
     ("at least 1", lambda value: value >= 1, "trainer.log_every_n_steps"),
     ("at least 1, or -1 for no limit", lambda value: value >= 1 or value == -1, "trainer.max_epochs trainer.max_steps"),
-    ("above 0", lambda value: 0 < value < inf, "data.val_size data.test_size checkpoint.every_minutes"),
+    ("at least 1", lambda value: value >= 1, "data.num_structures data.num_neighbors"),
+    ("above 0", lambda value: 0 < value < inf, "data.val_size data.test_size data.cutoff checkpoint.every_minutes"),
     ("above 0", lambda value: 0 < value < inf, "optimizer.lr optimizer.param_groups.head_lr"),
     ("0 or more", lambda value: 0 <= value < inf, "data.split_seed data.num_workers optimizer.weight_decay"),
     ("0 or more", lambda value: 0 <= value < inf, "scheduler.warmup_epochs early_stopping.min_delta"),

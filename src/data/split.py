@@ -1,4 +1,4 @@
-"""Seeded splits that keep the proportion of the classes."""
+"""Seeded splits: those that keep the proportion of the classes, and those that keep groups together."""
 
 from collections.abc import Sequence
 
@@ -43,6 +43,30 @@ def stratified_split(
         parts.append(np.sort(np.concatenate([r[:n] for r, n in zip(remaining, shares, strict=True)])))
         remaining = [r[n:] for r, n in zip(remaining, shares, strict=True)]
     return parts
+
+
+def group_split(groups: Sequence[str] | NDArray[np.str_], sizes: Sequence[int], seed: int) -> list[NDArray[np.int64]]:
+    """Cuts parts off a data set so that no group is in two of them.
+
+    The groups come in random order; each goes to the first part that has room for all of it. A part stays smaller than
+    asked for if no group fits any more.
+
+    Args:
+        groups: [N] group of each sample.
+        sizes: Number of samples of each part.
+        seed: Which groups go where.
+
+    Returns:
+        The positions of the samples in no part, then those in each part, ascending.
+    """
+    _, first, group_N, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    part_of, room = np.zeros(len(counts), np.int64), list(sizes)
+    for group in np.random.default_rng(seed).permutation(first.argsort()):  # by first appearance: names decide nothing
+        part = next((part for part, left in enumerate(room, 1) if counts[group] <= left), 0)
+        part_of[group] = part
+        if part:
+            room[part - 1] -= counts[group]
+    return [np.flatnonzero(part_of[group_N] == part) for part in range(len(sizes) + 1)]
 
 
 def _largest_remainder(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:

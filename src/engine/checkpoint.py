@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from src.config import ConfigError, build
 from src.modules.base import BaseModule
+
+NUMPY_NUMBERS: list[Any] = [
+    np.dtype,
+    np.dtypes.Float64DType,
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""What reading may build besides tensors: a NumPy scalar, as other code stores its scores in checkpoints."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -88,23 +96,41 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of this project.
 
     Raises:
-        ConfigError: The file is missing, damaged, not a checkpoint of this project, or a pickle that wants to run code.
+        ConfigError: Likewise, or it is not a checkpoint of this project.
+    """
+    checkpoint = read_tensors(path)
+    if not is_own(checkpoint):
+        raise ConfigError(f"{path}: a torch file, but not a checkpoint of this project (no config inside)")
+    return checkpoint
+
+
+def is_own(content: Mapping[str, Any]) -> bool:
+    """Whether a file's content is a checkpoint of this project."""
+    return {"config", "state_dict", "hyper_parameters"} <= content.keys()
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Reads a torch file of anybody's: a dict of tensors and plain values, NumPy's numbers among them.
+
+    Raises:
+        ConfigError: The file is missing, damaged, or a pickle that wants to run code.
     """
     if not path.is_file():
         raise ConfigError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
     if commit_mark(path).is_file() and not is_committed(path):
         raise ConfigError(f"{path}: damaged: it is not what was saved (the checksum beside it differs)")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(
             f"{path}: refused: it holds more than tensors and plain values; reading it could run code ({_first(error)})"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise ConfigError(f"{path}: damaged, or not a checkpoint ({_first(error)})") from error
-    if not isinstance(checkpoint, dict) or not {"config", "state_dict", "hyper_parameters"} <= checkpoint.keys():
-        raise ConfigError(f"{path}: a torch file, but not a checkpoint of this project (no config inside)")
-    return checkpoint
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a torch file, but not a checkpoint (no dict inside)")
+    return content
 
 
 def _first(error: BaseException) -> str:

@@ -13,6 +13,7 @@ class ClassificationModule(BaseModule):
     """Softmax cross-entropy; accuracy and macro-averaged F1, and the confusion matrix ``[true, predicted]``."""
 
     metric_names = ("loss", "acc", "f1")
+    higher_is_better = frozenset({"acc", "f1"})
 
     def build_metrics(self) -> MetricCollection:  # noqa: D102
         options: dict[str, Any] = {"num_classes": self.hparams["facts"]["num_classes"], "validate_args": False}

@@ -56,8 +56,11 @@ class EpochMetrics(nn.Module):
         self.check_finite()
         preds, target, losses = zip(*self.pending, strict=True)
         self.pending.clear()
-        sizes = torch.tensor([len(labels) for labels in target], device=losses[0].device)
-        self.loss.update(torch.stack(losses), sizes)
+        if target[0].is_floating_point():  # a missing value is NaN and has no part in its batch's mean
+            weights = torch.stack([(~values.isnan()).sum() for values in target])
+        else:
+            weights = torch.tensor([len(labels) for labels in target], device=losses[0].device)
+        self.loss.update(torch.stack(losses), weights)
         self.collection.update(torch.cat(preds), torch.cat(target))
 
     def compute(self) -> dict[str, Tensor]:
