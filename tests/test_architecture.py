@@ -86,7 +86,7 @@ def test_the_source_can_be_read_in_an_afternoon() -> None:
     assert sum(code_lines(path.read_text(encoding="utf-8")) for path in SOURCES) < 5000
 
 
-@pytest.mark.parametrize("entry", ["train", "evaluate", "explain", "prepare"])
+@pytest.mark.parametrize("entry", ["train", "evaluate", "predict", "explain", "prepare"])
 def test_entries_are_recipes(entry: str) -> None:
     assert len((ROOT / f"src/{entry}.py").read_text(encoding="utf-8").splitlines()) < 60
 

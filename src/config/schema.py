@@ -126,7 +126,7 @@ TRAINER = "lightning.pytorch.Trainer"
 INJECTED: dict[str, dict[str, str]] = {
     "data": {"seed": "seed"},
     "model": {"facts": "the data", **{name: f"the section {name}" for name in ("optimizer", "scheduler", "monitor")}},
-    "model.net": {"input_shape": "the data", "num_classes": "the data"},
+    "model.net": dict.fromkeys(("input_shape", "num_classes", "target_names", "cutoff", "atom_features"), "the data"),
     "optimizer": {"params": "the net"},
     "scheduler": {"optimizer": "the section optimizer", "max_lr": "optimizer.lr", "mode": "monitor.mode"}
     | dict.fromkeys(("T_max", "total_steps"), "the length of the run"),

@@ -106,6 +106,23 @@ class DataModule(LightningDataModule):
         """
         raise NotImplementedError
 
+    def read_inputs(self, path: Path) -> tuple[Split, list[str]]:
+        """Reads samples to predict, prepared as for the model that `facts` was taken from; no data set is loaded.
+
+        Args:
+            path: A file or folder of the user's.
+
+        Returns:
+            The samples, whose targets mean nothing, and a name for each.
+
+        Raises:
+            ConfigError: A sample cannot be read, or this data set has no way to read any.
+        """
+        raise ConfigError(
+            f"inputs={path}: {type(self).__name__} cannot read inputs; predictions are made from crystals, "
+            "and from folders of images by models that were trained on data=image_folder"
+        )
+
     def setup(self, stage: str | None = None) -> None:
         """Loads all splits at the first call."""
         if not self.splits:

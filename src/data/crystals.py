@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -165,6 +165,10 @@ class CrystalDataModule(DataModule):
             "target_std": std_T.tolist(),
         }
 
+    def read_inputs(self, path: Path) -> tuple[GraphSplit, list[str]]:
+        """Reads a CIF file, a folder of them, or what `CrystalsDataModule` reads; see `read_inputs` below."""
+        return read_inputs(path, self.settings)
+
     def adopt(self, facts: Mapping[str, Any]) -> None:
         """Checks that the graphs are what a model was trained with; the statistics of its targets are its own.
 
@@ -268,7 +272,7 @@ class CrystalsDataModule(CrystalDataModule):
     def describe(self) -> dict[str, Any]:
         """Returns the facts, with the vectors of the elements if they are asked for."""
         facts = super().describe()
-        return {**facts, "atom_features": self._atom_features()} if self.atom_features else facts
+        return {**facts, "atom_features": self._atom_features(self.splits.values())} if self.atom_features else facts
 
     def describe_targets(self, y: Tensor) -> dict[str, Any]:
         """Returns the facts of the task."""
@@ -283,7 +287,14 @@ class CrystalsDataModule(CrystalDataModule):
             "class_counts": counts,
         }
 
-    def _atom_features(self) -> list[list[float]]:
+    def read_inputs(self, path: Path) -> tuple[GraphSplit, list[str]]:
+        """Reads crystals, and beside `root` the vectors of their elements, where the model comes without."""
+        split, names = super().read_inputs(path)
+        if self.atom_features and "atom_features" not in self.facts:
+            self.facts["atom_features"] = self._atom_features([split])
+        return split, names
+
+    def _atom_features(self, splits: Iterable[GraphSplit]) -> list[list[float]]:
         """A vector for each atomic number from 0 to `MAX_Z`; zeros where the file has none."""
         path = self.folder / "atom_init.json"
         try:
@@ -293,7 +304,7 @@ class CrystalsDataModule(CrystalDataModule):
             raise ConfigError(f"data.atom_features: {path} cannot be read: {error.strerror}") from error
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} must hold a vector for each element, all of one length: {error}") from error
-        there = np.unique(np.concatenate([split.z_N for split in self.splits.values()])).tolist()
+        there = np.unique(np.concatenate([split.z_N for split in splits])).tolist()
         if lacking := [chemical_symbols[z] for z in there if z not in vectors]:
             raise ConfigError(f"{path} has no vector for {', '.join(lacking)}")
         return [vectors.get(z, [0.0] * length) for z in range(MAX_Z + 1)]

@@ -8,12 +8,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from src.config import ConfigError, build
 from src.config.schema import EXTRAS
 from src.modules.base import BaseModule
+
+NUMPY_NUMBERS: list[Any] = [
+    np.dtype,
+    np.dtypes.Float64DType,
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+"""What reading may build besides tensors: a NumPy scalar, as other code stores its scores in checkpoints."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -104,7 +112,7 @@ def is_checkpoint(content: Any) -> TypeGuard[dict[str, Any]]:
 
 
 def read_plain(path: Path) -> Any:
-    """Reads a torch file of plain values and tensors.
+    """Reads a torch file of anybody's: tensors and plain values, NumPy's numbers among them.
 
     Raises:
         ConfigError: The file is missing, damaged, no torch file, or a pickle that wants to run code.
@@ -114,7 +122,8 @@ def read_plain(path: Path) -> Any:
     if commit_mark(path).is_file() and not is_committed(path):
         raise ConfigError(f"{path}: damaged: it is not what was saved (the checksum beside it differs)")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(
             f"{path}: refused: it holds more than tensors and plain values; reading it could run code ({_first(error)})"

@@ -132,12 +132,13 @@ def check_monitor(cfg: Mapping[str, Any]) -> None:
         ConfigError: It is not; the message lists those that are.
     """
     metric, trainer = cfg["monitor"]["metric"], cfg["trainer"]
-    known = monitors(resolve_target(cfg["model"]["_target_"], BaseModule))
+    module = resolve_target(cfg["model"]["_target_"], BaseModule)
+    known = monitors(module)
     if metric not in known:
         raise ConfigError(f"monitor.metric={metric}: no metric of that name{hint(metric, known, 'there are')}")
     if metric.startswith("val/") and trainer.get("limit_val_batches", 1) == 0:
         raise ConfigError(f"monitor.metric={metric}: trainer.limit_val_batches=0 leaves nothing to compute it from")
-    if (better := "min" if metric.endswith("/loss") else "max") != cfg["monitor"]["mode"]:
+    if (better := "max" if metric.partition("/")[2] in module.higher_is_better else "min") != cfg["monitor"]["mode"]:
         raise ConfigError(f"monitor.mode={cfg['monitor']['mode']}: {metric} is better when {better}imal; set {better}")
 
 

@@ -58,15 +58,17 @@ def finish(trainer: Trainer, plan: Plan, run: Run) -> dict[str, float]:
 
 
 def draw(trainer: Trainer, plan: Plan, run: Run) -> None:
-    """Draws the loss curves and the test part's confusion matrix, to ``plots/`` and to the trackers."""
-    from src.tracking.plots import confusion_matrix, loss_curves, save_png  # matplotlib takes a second to import
+    """Draws loss curves and the test part's confusion matrix or parity plot, to ``plots/`` and to the trackers."""
+    from src.tracking import plots  # matplotlib takes a second to import
 
-    figures = {}
+    figures, facts, tables = {}, plan.datamodule.facts, plan.module.tables.get("test", {})
     if rows := read_rows(run.folder):
-        figures["loss_curves"] = loss_curves(rows, plan.cfg["monitor"]["metric"])
-    if (counts := plan.module.tables.get("test", {}).get("confusion")) is not None:
-        classes = plan.datamodule.facts["class_names"]
-        figures["confusion_matrix"] = confusion_matrix(counts.tolist(), classes, "Test part")
+        figures["loss_curves"] = plots.loss_curves(rows, plan.cfg["monitor"]["metric"])
+    if (counts := tables.get("confusion")) is not None:
+        figures["confusion_matrix"] = plots.confusion_matrix(counts.tolist(), facts["class_names"], "Test part")
+    if (pairs := tables.get("parity")) is not None:
+        figures["parity"] = plots.parity(pairs.numpy(), facts["target_names"], facts["target_units"])
+        figures["residuals"] = plots.residuals(pairs.numpy(), facts["target_names"], facts["target_units"])
     for name, figure in figures.items():
-        save_png(figure, run.folder / "plots" / f"{name}.png")
+        plots.save_png(figure, run.folder / "plots" / f"{name}.png")
         log_figure(trainer.loggers, f"plots/{name}", figure, trainer.global_step)

@@ -51,6 +51,7 @@ class BaseModule(LightningModule):
 
     net: nn.Module
     metric_names: ClassVar[tuple[str, ...]] = ("loss",)
+    higher_is_better: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class ClassificationModule(BaseModule):
     """
 
     metric_names = ("loss", "acc", "f1")
+    higher_is_better = frozenset({"acc", "f1"})
 
     def __init__(
         self,

@@ -80,8 +80,11 @@ class EpochMetrics(nn.Module):
         self.check_finite()
         preds, target, losses = zip(*self.pending, strict=True)
         self.pending.clear()
-        sizes = torch.tensor([len(labels) for labels in target], device=losses[0].device)
-        self.loss.update(torch.stack(losses), sizes)
+        sizes = torch.tensor([len(values) for values in target], device=losses[0].device)
+        weights = sizes
+        if target[0].is_floating_point():  # a missing value is NaN and has no part in its batch's mean
+            weights = torch.stack([(~values.isnan()).sum() for values in target])
+        self.loss.update(torch.stack(losses), weights)
         self.count.update(sizes)
         self.collection.update(torch.cat(preds), torch.cat(target))
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LINES = {"train": ("training", "#4c78a8"), "val": ("validation", "#e4572e")}
 LABELS = {"acc": "accuracy", "f1": "macro F1", "mae": "mean absolute error"}
+POINT, LINE = "#4c78a8", "#e4572e"
 LONGEST_NAME = 18  # characters of a class name on an axis
 MOST_NAMES = 60  # classes up to which every one is named
 SMALLEST_FONT = 5.5  # points
@@ -61,6 +62,34 @@ def confusion_matrix(counts: npt.ArrayLike, class_names: Sequence[str], title: s
     return figure
 
 
+def parity(pairs: npt.ArrayLike, names: Sequence[str], units: Sequence[str]) -> "Figure":
+    """Predictions against targets, a panel for each target; on the line they agree.
+
+    `pairs` has shape (num_samples, 2, num_targets): prediction, target. Missing targets are NaN.
+    """
+    figure, panels = _panels(pairs, names)
+    for axes, prediction, target, name, unit in zip(*panels, names, units, strict=True):
+        ends = [min([*prediction, *target], default=0.0), max([*prediction, *target], default=1.0)]
+        axes.axline((ends[0], ends[0]), slope=1, color=LINE, linewidth=1)
+        size, alpha = (14, 0.6) if len(target) < 1000 else (5, 0.3)
+        axes.scatter(target, prediction, s=size, alpha=alpha, color=POINT, edgecolors="none")
+        margin = 0.04 * (ends[1] - ends[0]) or 0.5
+        axes.set(xlim=(ends[0] - margin, ends[1] + margin), ylim=(ends[0] - margin, ends[1] + margin), aspect="equal")
+        _label(axes, f"target{_in(unit)}", f"prediction{_in(unit)}", f"{name}\n{_errors(prediction - target, unit)}")
+    return figure
+
+
+def residuals(pairs: npt.ArrayLike, names: Sequence[str], units: Sequence[str]) -> "Figure":
+    """Histograms of prediction minus target, a panel for each target; arguments as of `parity`."""
+    figure, panels = _panels(pairs, names)
+    for axes, prediction, target, name, unit in zip(*panels, names, units, strict=True):
+        error = prediction - target
+        axes.hist(error, bins=min(60, max(10, round(len(error) ** 0.5))), color=POINT)
+        axes.axvline(0, color=LINE, linewidth=1)
+        _label(axes, f"prediction - target{_in(unit)}", "samples", f"{name}\n{_errors(error, unit)}")
+    return figure
+
+
 def pixels(figure: "Figure") -> npt.NDArray[np.uint8]:
     """The picture as RGB, shape (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -79,6 +108,38 @@ def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _panels(pairs: npt.ArrayLike, names: Sequence[str]) -> tuple["Figure", tuple[Any, list[Any], list[Any]]]:
+    """A figure with a panel for each target, and for each the predictions and targets that are there."""
+    values = np.asarray(pairs, dtype=np.float64).reshape(-1, 2, len(names))
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = _figure(4.6 * columns, 4.6 * rows)
+    every = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in every[len(names) :]:
+        axes.set_axis_off()
+    there = [~np.isnan(values[:, 1, target]) for target in range(len(names))]
+    predictions, targets = ([values[keep, part, n] for n, keep in enumerate(there)] for part in (0, 1))
+    return figure, (every[: len(names)], predictions, targets)
+
+
+def _errors(error: npt.NDArray[np.float64], unit: str) -> str:
+    if not len(error):
+        return "no samples"
+    return f"{len(error):,} samples, MAE {np.abs(error).mean():.3g}, bias {error.mean():+.2g} {unit}".rstrip()
+
+
+def _in(unit: str) -> str:
+    return f" ({unit})" if unit else ""
+
+
+def _label(axes: "Axes", x: str, y: str, title: str) -> None:
+    for setter, text in ((axes.set_xlabel, x), (axes.set_ylabel, y), (axes.set_title, title)):
+        setter(text, fontsize=10, parse_math=False)  # "$" is a character
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_curves(axes: "Axes", rows: Rows, kind: str) -> None:

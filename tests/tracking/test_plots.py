@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from src.tracking.plots import LONGEST_NAME, confusion_matrix, loss_curves, pixels, save_png
+from src.tracking.plots import LONGEST_NAME, confusion_matrix, loss_curves, parity, pixels, residuals, save_png
 
 ROWS = [
     {"step": 9, "epoch": 0, "train/loss": 2.0, "val/loss": 1.5, "val/acc": 0.5},
@@ -145,3 +145,36 @@ def test_pixels_are_those_of_the_file(tmp_path: Path) -> None:
 def test_the_module_needs_neither_torch_nor_matplotlib_to_be_imported() -> None:
     probe = "import sys; import src.tracking.plots; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", probe], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+# --- regression
+
+PAIRS = np.array([[[1.5, 7.0, 0.0], [1.0, 5.0, math.nan]], [[2.0, 4.0, 0.0], [3.0, math.nan, math.nan]]])
+NAMES, UNITS = ["energy", "band_gap_$", "k"], ["eV/atom", "eV", ""]
+"""Two samples, three targets; of the second target one value is missing, of the third all."""
+
+
+def test_parity_shows_prediction_over_target() -> None:
+    figure = parity(PAIRS, NAMES, UNITS)
+    points = [axes.collections[0].get_offsets().tolist() for axes in figure.axes]
+    assert points == [[[1.0, 1.5], [3.0, 2.0]], [[5.0, 7.0]], []]
+    assert all(axes.get_xlim() == axes.get_ylim() for axes in figure.axes)
+    shown = texts(figure)
+    assert {"target (eV/atom)", "prediction (eV/atom)", "target", "prediction", "k\nno samples"} <= shown
+    assert "energy\n2 samples, MAE 0.75, bias -0.25 eV/atom" in shown
+    assert "band_gap_$\n1 samples, MAE 2, bias +2 eV" in shown
+
+
+def test_residuals_are_prediction_minus_target() -> None:
+    figure = residuals(PAIRS, NAMES, UNITS)
+    for axes, errors in zip(figure.axes, ([0.5, -1.0], [2.0], []), strict=True):
+        bars = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_height()) for bar in axes.patches]
+        assert sum(height for _, _, height in bars) == len(errors)
+        assert all(any(low <= error <= high and height for low, high, height in bars) for error in errors)
+    assert {"prediction - target (eV/atom)", "prediction - target"} <= texts(figure)
+
+
+def test_more_targets_than_a_row_holds(tmp_path: Path) -> None:
+    figure = parity(np.zeros((5, 2, 4)), list("abcd"), [""] * 4)
+    assert [axes.axison for axes in figure.axes] == [True] * 4 + [False] * 2
+    save_png(figure, tmp_path / "parity.png")  # equal values make no axis of zero length
