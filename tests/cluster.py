@@ -59,8 +59,8 @@ def configuration(folder: Path, nodes: int, cpus: int, ports: list[int]) -> str:
 
 @contextmanager
 def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, str]]:
-    """Starts a cluster; what its clients need in their environment."""
-    folder.mkdir(parents=True, mode=0o755)
+    """Starts a cluster in an empty folder; what its clients need in their environment."""
+    folder.chmod(0o755)
     (folder / "state").mkdir()
     key = folder / "munge.key"
     key.touch(0o600)

@@ -1,17 +1,20 @@
 """From a checkpoint and new samples to predictions with names: our own checkpoints, and those of the CGCNN code."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from src.config import ConfigError, apply_overrides, build, compose, resolve_target
 from src.data.base import DataModule, Split
 from src.engine.checkpoint import is_checkpoint, read_plain, restore_module
-from src.engine.plan import quiet
+from src.engine.plan import quiet, rehearse_trainer
+from src.engine.resume import gather
+from src.engine.sharding import with_strategy
 from src.modules.base import BaseModule
 
 PUBLISHED_NET = "src.nets.cgcnn.CGCNN"
@@ -27,7 +30,8 @@ def predict(path: Path, inputs: Path, output: Path | None, overrides: Sequence[s
         overrides: Changes to the stored config; ``data`` and ``trainer`` can be replaced.
 
     Returns:
-        The rows: a name, then a value for each target, or the class and the probability of each class.
+        The rows: a name, then a value for each target, or the class and the probability of each class; none on
+        processes but the first.
 
     Raises:
         ConfigError: The checkpoint or the inputs cannot be used, or the file cannot be written.
@@ -41,9 +45,17 @@ def predict(path: Path, inputs: Path, output: Path | None, overrides: Sequence[s
     datamodule = build(cfg["data"], DataModule, seed=cfg["seed"])
     datamodule.facts = facts = dict(checkpoint["hyper_parameters"]["facts"])
     split, names = datamodule.read_inputs(inputs)
-    gpu = torch.cuda.is_available() and cfg["trainer"].get("accelerator") != "cpu"
-    module = restore_module({**checkpoint, "hyper_parameters": {"facts": facts}}, path).to("cuda" if gpu else "cpu")
-    header, rows = _table(torch.cat(list(_outputs(module, datamodule, split))), names, facts)
+    rehearse_trainer(cfg["trainer"])
+    module = restore_module({**checkpoint, "hyper_parameters": {"facts": facts}}, path)
+    trainer = Trainer(
+        **{**with_strategy(cfg["trainer"]), "logger": False, "enable_checkpointing": False},
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    outputs = in_order(trainer, module, datamodule, split)
+    if outputs is None:
+        return []
+    header, rows = _table(outputs, names, facts)
     run = path.parent.parent
     output = output or (run if (run / "status.json").is_file() else Path()) / "predictions.csv"
     try:
@@ -55,11 +67,18 @@ def predict(path: Path, inputs: Path, output: Path | None, overrides: Sequence[s
     return rows
 
 
-@torch.inference_mode()
-def _outputs(module: BaseModule, datamodule: DataModule, split: Split) -> Iterator[Tensor]:
-    for index in torch.split(torch.arange(len(split)), datamodule.batch_size):
-        batch = datamodule.transfer_batch_to_device(split[index], module.device, 0)
-        yield module(datamodule.on_after_batch_transfer(batch, 0).x).float().cpu()
+def in_order(trainer: Trainer, module: BaseModule, datamodule: DataModule, split: Split) -> Tensor | None:
+    """The outputs for a split in its order, whatever the number of processes; None on others than the first."""
+    datamodule.splits = {"test": split}
+    batches: Any = trainer.predict(module, datamodule=datamodule)
+    index, outputs = (torch.cat(parts).cpu() for parts in zip(*batches, strict=True))
+    everywhere = gather(trainer, (index, outputs.float()))
+    if not trainer.is_global_zero:
+        return None
+    index, outputs = (torch.cat(parts) for parts in zip(*everywhere, strict=True))
+    order = index.argsort()
+    assert torch.equal(index[order], torch.arange(len(split))), "a sample was predicted twice, or not at all"
+    return outputs[order]
 
 
 def _table(outputs: Tensor, names: Sequence[str], facts: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:

@@ -45,6 +45,7 @@ class BestCheckpoint(ModelCheckpoint):
         here = {} if score is None else {path: score}
         best = {"best_model_path": path if here else "", "kth_best_model_path": path if here else ""}
         super().load_state_dict({**state_dict, **best, "best_k_models": here, "dirpath": self.dirpath})
+        self.current_score = state_dict["current_score"]
 
 
 class Patience(EarlyStopping):

@@ -21,10 +21,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Batch(Protocol):
-    """What a module needs of a batch: the net's input, the target, and how many samples there are."""
+    """What a module needs of a batch: the net's input, the target, and which samples and how many there are."""
 
     x: Any
     y: Tensor
+    index: Tensor
 
     def __len__(self) -> int: ...
 
@@ -110,6 +111,10 @@ class BaseModule(LightningModule):
 
     def test_step(self, batch: Batch) -> None:  # noqa: D102
         self.step(batch, "test")
+
+    def predict_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the samples' positions and the outputs."""
+        return batch.index, self(batch.x)
 
     def on_train_epoch_end(self) -> None:  # noqa: D102
         self.log_epoch("train")

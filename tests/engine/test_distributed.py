@@ -11,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from ase.io import write
 
 from tests.conftest import QUICK, ROOT, status
+from tests.fakes import crystals
 from tests.forked import fingerprint, killed_after, run_forked, run_ranks, train_task
 
 SMALL = [*QUICK, "data.val_size=200", "data.test_size=3800", "data.batch_size=60", "trainer.log_every_n_steps=3"]
@@ -127,6 +129,42 @@ def test_begun_on_two_processes_and_ended_on_one(tmp_path: Path) -> None:
         assert numbers[1] == pytest.approx(numbers[0], rel=1e-4, nan_ok=True)
 
 
+@pytest.fixture(scope="module")
+def trained_on_crystals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("crystals")
+    overrides = [*QUICK, "experiment=emt_cgcnn", "data.num_structures=60", "data.batch_size=8", "trainer.max_epochs=1"]
+    output = folder / "output"
+    code = run_forked([*overrides, f"data.root={folder}", f"runs_dir={folder / 'runs'}"], output)
+    assert code == 0, output.read_text()
+    (run,) = (folder / "runs").glob("*/*")
+    return run
+
+
+@pytest.mark.parametrize("samples", [5, 20])
+def test_predictions_come_in_the_order_of_the_inputs(samples: int, trained_on_crystals: Path, tmp_path: Path) -> None:
+    inputs = tmp_path / "inputs.extxyz"
+    write(inputs, crystals(samples))
+    tables = {}
+    for world_size in (1, 2, 3):
+        output = tmp_path / f"{world_size}.csv"
+        arguments = [f"ckpt={trained_on_crystals}", f"inputs={inputs}", f"output={output}"]
+        arguments += [f"trainer.devices={world_size}", "trainer.strategy=ddp"]
+
+        def task(rank: int, arguments: list[str] = arguments) -> Callable[[], object]:
+            from src.predict import main
+
+            return lambda: main(arguments)
+
+        assert run_ranks(world_size, task, tmp_path) == [0] * world_size, prints(tmp_path)
+        tables[world_size] = [line.split(",") for line in output.read_text().splitlines()]
+    assert [row[0] for row in tables[1]] == ["id", *map(str, range(samples))]
+    for world_size in (2, 3):
+        assert [row[0] for row in tables[world_size]] == [row[0] for row in tables[1]]
+        values = [[float(row[1]) for row in tables[n][1:]] for n in (world_size, 1)]
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert len({row[1] for row in tables[1]}) > samples / 2  # not all alike
+
+
 def failing_at(batch: int, message: str) -> Callable[[], None]:
     def arrange() -> None:
         from src.modules.base import BaseModule
@@ -220,5 +258,6 @@ def test_lightnings_launcher_ends_with_a_killed_child(tmp_path: Path) -> None:
         child.kill()
         assert process.wait(timeout=60) != 0
     finally:
-        process.kill()  # its other children end with it
+        if process.is_running():
+            process.kill()
     assert status(folder)["state"] == "failed"

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,10 +19,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def cluster() -> Iterator[dict[str, str]]:
     if MISSING:
         pytest.skip(f"no Slurm on this machine (apt-get install slurm-wlm munge): {', '.join(MISSING)}")
-    with slurm(tmp_path_factory.mktemp("slurm") / "cluster") as environment:
+    # munged wants a socket that everybody can reach, and pytest's folders are closed to others.
+    with tempfile.TemporaryDirectory() as name, slurm(Path(name)) as environment:
         # Node names do not resolve here, so the first node's address is given.
         yield {**environment, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 

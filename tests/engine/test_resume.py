@@ -15,13 +15,13 @@ from src.config import ConfigError
 from src.engine.run import _lock, newest_point
 from src.tracking.wandb import history
 from tests.conftest import QUICK, status
+from tests.fakes import CIFAR, write_cifar
 from tests.forked import fingerprint, killed_after, run_forked
 
 Train = Callable[..., dict[str, float]]
 Folders = Callable[[], list[Path]]
 
 SMALL = ["data.val_size=200", "data.test_size=3800", "data.batch_size=50", "trainer.log_every_n_steps=3"]  # 20 a epoch
-EMA = ["+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging", "+callbacks.ema.decay=0.9"]
 CASES = {
     "linear, every step": ["trainer.max_epochs=3", "checkpoint.every_n_steps=1"],
     "mlp, one-cycle, every 7 steps": [
@@ -30,12 +30,24 @@ CASES = {
     "mlp, epochs only, plateau": [
         "model=mlp", "optimizer=sgd", "scheduler=plateau", "scheduler.patience=0", "trainer.max_epochs=4",
     ],
-    "moving average": ["model=mlp", "scheduler=cosine", "trainer.max_epochs=3", "checkpoint.every_n_steps=3", *EMA],
+    "moving average": [
+        "model=mlp", "scheduler=cosine", "callbacks=ema", "callbacks.ema.decay=0.9", "trainer.max_epochs=3", "checkpoint.every_n_steps=3",
+    ],
     "accumulation, several validations": [
         "model=mlp", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.5", "trainer.max_epochs=3",
         "checkpoint.every_n_steps=2",
     ],
     "stops early": ["optimizer.lr=1.0e-9", "early_stopping.patience=2", "trainer.max_epochs=50"],
+}  # fmt: skip
+ROOM = ["trainer.log_every_n_steps=3", "trainer.max_epochs=3"]
+OTHER_DATA = {
+    "convolutions, augmentation, mixing": [
+        "experiment=cifar10_resnet20", "data.val_size=200", "data.batch_size=50", "model.mixup=0.2", *ROOM,
+        "checkpoint.every_n_steps=4",
+    ],
+    "crystals": [
+        "experiment=emt_cgcnn", "data.num_structures=200", "data.batch_size=8", *ROOM, "checkpoint.every_n_steps=4",
+    ],
 }  # fmt: skip
 
 
@@ -56,9 +68,17 @@ def interrupted_and_whole(overrides: list[str], steps: int, kills: int, tmp_path
     return killed, whole
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_killed_and_resumed_equals_uninterrupted(case: str, tmp_path: Path) -> None:
-    killed, whole = interrupted_and_whole([*SMALL, *CASES[case]], 50, 3, tmp_path)
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, files in write_cifar(tmp_path / "data", train=1200, test=60).items():
+        monkeypatch.setattr(CIFAR["cifar10"][0], part, files)
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("case", [*CASES, *OTHER_DATA])
+def test_killed_and_resumed_equals_uninterrupted(case: str, data: None, tmp_path: Path) -> None:
+    overrides = OTHER_DATA.get(case) or [*SMALL, *CASES[case]]
+    killed, whole = interrupted_and_whole(overrides, 50, 3, tmp_path)
     assert fingerprint(killed) == fingerprint(whole)
     rows = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if "train/loss_step" in row]
