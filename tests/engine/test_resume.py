@@ -31,7 +31,8 @@ CASES = {
         "model=mlp", "optimizer=sgd", "scheduler=plateau", "scheduler.patience=0", "trainer.max_epochs=4",
     ],
     "moving average": [
-        "model=mlp", "scheduler=cosine", "callbacks=ema", "callbacks.ema.decay=0.9", "trainer.max_epochs=3", "checkpoint.every_n_steps=3",
+        "model=mlp", "scheduler=cosine", "callbacks=ema", "callbacks.ema.decay=0.9", "trainer.max_epochs=3",
+        "checkpoint.every_n_steps=3",
     ],
     "accumulation, several validations": [
         "model=mlp", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.5", "trainer.max_epochs=3",
