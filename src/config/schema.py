@@ -142,6 +142,10 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("above 0", lambda value: 0 < value < inf, "data.val_size data.test_size checkpoint.every_minutes"),
     ("above 0", lambda value: 0 < value < inf, "optimizer.lr optimizer.param_groups.head_lr"),
     ("0 or more", lambda value: 0 <= value < inf, "data.split_seed data.num_workers optimizer.weight_decay"),
+    ("at least 1", lambda value: value >= 1, "data.image_size data.store_size"),
+    ("0 or more", lambda value: 0 <= value < inf, "data.memory_budget_mb data.disk_budget_mb"),
+    ("above 0 and at most 1", lambda value: 0 < value <= 1, "data.crop_scale"),
+    ("at least 0 and below 1", lambda value: 0 <= value < 1, "data.jitter"),
     ("0 or more", lambda value: 0 <= value < inf, "scheduler.warmup_epochs early_stopping.min_delta"),
 )
 RULES = {key: (text, test) for text, test, keys in _RULES for key in keys.split()}
