@@ -3,7 +3,10 @@
 from src.config import build, compose
 from src.config.cli import Usage, run_entry
 
-USAGE = Usage("data=NAME [key=value ...]", ("data=mnist", "data=fashion_mnist data.root=/data/sets"))
+USAGE = Usage(
+    "data=NAME [key=value ...]",
+    ("data=mnist", "data=fashion_mnist data.root=/data/sets", "data=image_folder data.root=/data/photos"),
+)
 
 
 def main(overrides: list[str]) -> None:
@@ -24,6 +27,8 @@ def main(overrides: list[str]) -> None:
         print(f"target {name}{f' in {unit}' if unit else ''}")
     if card := facts.get("card"):
         print(card)
+    if datamodule.bad_files:
+        print(f"{len(datamodule.bad_files)} bad files are left out")
     print(f"ready in {datamodule.folder or 'an installed package'}")
 
 

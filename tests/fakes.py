@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
+from PIL import Image
 from torchvision import datasets  # type: ignore[import-untyped]
 
 from src.data.structures import BadStructureError
@@ -144,3 +145,30 @@ class Python2Pickler(pickle._Pickler):  # type: ignore[misc,name-defined]
         self.memoize(value)
 
     dispatch: ClassVar[dict[type, Any]] = {**pickle._Pickler.dispatch, bytes: save_bytes}  # type: ignore[attr-defined]
+
+
+def write_photo(path: Path, label: int, seed: int = 0, size: tuple[int, int] = (44, 36)) -> Path:
+    """Writes a photo (of the format of the suffix) of noise in which the channel `label` is bright."""
+    pixels = np.random.default_rng((label, seed)).integers(0, 90, (size[1], size[0], 3), dtype=np.uint8)
+    pixels[..., label] += 150
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_image_folder(root: Path, count: int = 20, classes: tuple[str, ...] = ("ant", "bee", "cow")) -> Path:
+    """Writes `<root>/<class>/<number>.jpg`, every fourth as PNG, and returns `root`."""
+    for label, name in enumerate(classes):
+        for number in range(count):
+            write_photo(root / name / f"{number}{'.png' if number % 4 == 0 else '.jpg'}", label, number)
+    return root
+
+
+def write_dogcat(root: Path, count: int = 30, unlabelled: int = 3) -> Path:
+    """Writes `<root>/train/cat.0.jpg`, `dog.0.jpg`, ... and `<root>/test1/1.jpg`, ..., as Kaggle does."""
+    for number in range(count):
+        write_photo(root / "train" / f"cat.{number}.jpg", 0, number)
+        write_photo(root / "train" / f"dog.{number}.jpg", 1, number)
+    for number in range(unlabelled):
+        write_photo(root / "test1" / f"{number + 1}.jpg", number % 2, 1000 + number)
+    return root

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.fakes import CIFAR, crystals, write_cgcnn_folder, write_cifar, write_mnist
+from tests.fakes import (
+    CIFAR,
+    crystals,
+    write_cgcnn_folder,
+    write_cifar,
+    write_dogcat,
+    write_image_folder,
+    write_mnist,
+)
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 CHOICES = sorted(
@@ -14,15 +22,16 @@ CHOICES = sorted(
     for path in (ROOT / "configs").glob("*/*.yaml")
     if path.parent.name in ("model", "optimizer", "scheduler", "callbacks", "logger", "data")
 )
+PHOTOS = ["data.image_size=32", "data.store_size=36", "data.batch_size=8"]
 SMALLER = {
     "mnist_linear": [],
     "emt_cgcnn": ["data.num_structures=600", "data.split=random", "trainer.max_epochs=40"],
     "cifar10_resnet18": ["data.val_size=60", "model.net.width=8"],
     # "eager" traces the net as any backend, and needs no compiler.
     "cifar10_speedrun": ["data.val_size=60", "model.net.width=8", "compile.backend=eager"],
+    "dogcat": [*PHOTOS, "model.net.width=8"],
 }
 """What keeps an experiment's run short; of the others, the validation part alone."""
-
 
 CRYSTALS = ["experiment=emt_cgcnn", "data.num_structures=120"]
 SMALL_CHOICES = {
@@ -30,6 +39,8 @@ SMALL_CHOICES = {
     "model=cgcnn_paper": CRYSTALS,
     "data=emt_alloys": CRYSTALS,
     "data=crystals": ["experiment=emt_cgcnn", "~data.num_structures", "data.split=random"],
+    "data=dogcat": PHOTOS,
+    "data=image_folder": [*PHOTOS, "data.root=photos"],
 }
 
 
@@ -42,7 +53,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, (source, _) in CIFAR.items():
         for part, files in write_cifar(tmp_path / "data", name, train=700, test=100).items():
             monkeypatch.setattr(source, part, files)
+    write_dogcat(tmp_path / "data/dogcat", 60)
+    write_image_folder(tmp_path / "photos", 30)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

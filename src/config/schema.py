@@ -157,6 +157,10 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("0 or more", lambda value: 0 <= value < inf, "data.dataset_seed scheduler.warmup_epochs early_stopping.min_delta"),
     ("0 or more", lambda value: 0 <= value < inf, "data.crop_padding model.mixup model.cutmix"),
     ("at least 0 and below 1", lambda value: 0 <= value < 1, "model.label_smoothing"),
+    ("at least 1", lambda value: value >= 1, "data.image_size data.store_size"),
+    ("0 or more", lambda value: 0 <= value < inf, "data.memory_budget_mb data.disk_budget_mb"),
+    ("above 0 and at most 1", lambda value: 0 < value <= 1, "data.crop_scale"),
+    ("at least 0 and below 1", lambda value: 0 <= value < 1, "data.jitter"),
 )
 RULES = {key: (text, test) for text, test, keys in _RULES for key in keys.split()}
 """What a number must be, beyond its type: in words, and as a test."""

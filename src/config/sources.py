@@ -18,7 +18,9 @@ from src.config.errors import ConfigError, hint
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 PRIMARY = "train"
 
-PATH_KEYS = frozenset({"data.root", "data.cache", "runs_dir", "ckpt", "inputs", "output", "resume", "model.weights"})
+PATH_KEYS = frozenset(
+    {"data.root", "data.cache_dir", "runs_dir", "ckpt", "inputs", "output", "resume", "model.weights"}
+)
 """Keys whose value may hold anything that a path may."""
 
 TEXT_KEYS = PATH_KEYS | {"name", "group", "notes"}

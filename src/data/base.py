@@ -69,6 +69,7 @@ class DataModule(LightningDataModule):
     Attributes:
         splits: "train", "val" and "test", after `setup`.
         facts: What the model, the dashboard and a checkpoint must know of the data, as plain values; after `setup`.
+        bad_files: Files that are left out, and why; after `setup`.
     """
 
     def __init__(self, batch_size: int, seed: int) -> None:
@@ -77,6 +78,7 @@ class DataModule(LightningDataModule):
         self.seed = seed
         self.splits: Mapping[str, Any] = {}
         self.facts: dict[str, Any] = {}
+        self.bad_files: list[tuple[str, str]] = []
 
     @property
     def folder(self) -> Path | None:
@@ -135,11 +137,19 @@ class DataModule(LightningDataModule):
         Raises:
             ConfigError: If `batch_size` does not suit the data or the number of processes.
         """
-        return len(TrainSampler(len(self.splits["train"]), self.batch_size, self.seed, 0, world_size))
+        return len(self._train_sampler(0, world_size))
+
+    def sample_weights(self) -> Tensor | None:
+        """Returns weights [N] to draw training samples by; None to draw each once an epoch."""
+        return None
+
+    def num_workers(self, split: str) -> int:
+        """Returns the processes that read a split; none where a batch is gathered from memory."""
+        return 0
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Returns shuffled whole batches, from the position on that Lightning's restored loops are at."""
-        sampler = TrainSampler(len(self.splits["train"]), self.batch_size, self.seed, *self._rank_and_world_size())
+        sampler = self._train_sampler(*self._rank_and_world_size())
         if self.trainer is not None:
             fit: Any = self.trainer.fit_loop  # restored by now: the loops are the only record of the position
             # "processed", not "completed": a checkpoint may be saved while the last callbacks of a step are running.
@@ -176,6 +186,10 @@ class DataModule(LightningDataModule):
         """Moves a batch without waiting for the copy, which Lightning does for bare tensors only."""
         return batch.to(device, non_blocking=device.type == "cuda")
 
+    def _train_sampler(self, rank: int, world_size: int) -> TrainSampler:
+        samples = len(self.splits["train"])
+        return TrainSampler(samples, self.batch_size, self.seed, rank, world_size, self.sample_weights())
+
     def _eval_loader(self, split: str) -> DataLoader[Any]:
         return self._loader(split, EvalSampler(len(self.splits[split]), self.batch_size, *self._rank_and_world_size()))
 
@@ -185,6 +199,8 @@ class DataModule(LightningDataModule):
             batch_size=None,
             sampler=sampler,
             collate_fn=_identity,
+            num_workers=self.num_workers(split),
+            persistent_workers=self.num_workers(split) > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             generator=torch.Generator(),  # each iter() draws a number: not from the global generator
         )

@@ -39,7 +39,7 @@ class CrystalDataModule(DataModule):
         cutoff: See `GraphSettings`.
         num_neighbors: See `GraphSettings`.
         compat: See `GraphSettings`.
-        cache: Folder for the graphs; None: beside the data.
+        cache_dir: Folder for the graphs; None: beside the data.
         on_bad: What to do if crystals cannot be used: `error`, or `skip` to leave them out.
 
     Attributes:
@@ -60,14 +60,14 @@ class CrystalDataModule(DataModule):
         cutoff: float = 8.0,
         num_neighbors: int = 12,
         compat: bool = False,
-        cache: str | None = None,
+        cache_dir: str | None = None,
         on_bad: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__(batch_size, seed)
         self.sizes = {"test": test_size, "val": val_size}
         self.split, self.split_seed = split, require_int("data.split_seed", split_seed, minimum=0)
         self.settings = GraphSettings(float(cutoff), num_neighbors, compat)
-        self.cache, self.on_bad = cache, on_bad
+        self.cache_dir, self.on_bad = cache_dir, on_bad
         self.bad_files: list[tuple[str, str]] = []
 
     @property
@@ -86,7 +86,7 @@ class CrystalDataModule(DataModule):
     def load(self) -> Mapping[str, GraphSplit]:
         """Reads the crystals, or their graphs where those have been built before."""
         catalogue = self.catalogue()
-        folder = Path(self.cache).expanduser() if self.cache else self.folder / "graphs"
+        folder = Path(self.cache_dir).expanduser() if self.cache_dir else self.folder / "graphs"
         crystals, arrays = load_graphs(catalogue, self.settings, folder)
         self.target_names, self.bad_files = list(catalogue.targets), _bad(arrays)
         if self.bad_files and self.on_bad == "error":

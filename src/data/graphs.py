@@ -171,7 +171,9 @@ def cached(path: Path, build: Callable[[], Arrays]) -> Arrays:
             if (arrays := _read(path)) is None:
                 _write(path, arrays := build())
     except OSError as error:
-        raise ConfigError(f"the graphs cannot be kept in {path.parent}: {error}; data.cache names another") from error
+        raise ConfigError(
+            f"the graphs cannot be kept in {path.parent}: {error}; data.cache_dir names another"
+        ) from error
     return arrays
 
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,17 +54,12 @@ class ImageDataModule(DataModule):
         on_device: Whether the splits are kept on the device that trains.
     """
 
-    class_names: ClassVar[Sequence[str]]
+    class_names: Sequence[str]
 
     def __init__(self, batch_size: int, split_seed: int, seed: int, on_device: bool = False) -> None:
         super().__init__(batch_size, seed)
         self.on_device = on_device
         self.split_seed = require_int("data.split_seed", split_seed, minimum=0)
-        self.splits: Mapping[str, TensorSplit] = {}
-
-    def load(self) -> Mapping[str, TensorSplit]:
-        """Reads the data set from disk."""
-        raise NotImplementedError
 
     @cached_property
     def normalize(self) -> Normalize:
@@ -90,26 +85,35 @@ class ImageDataModule(DataModule):
         Raises:
             ConfigError: If all pixels of a channel are equal: they cannot be normalised.
         """
-        mean, std = channel_statistics(self.splits["train"].x_NCHW)
+        mean, std = self.statistics()
         if 0.0 in std:
             raise ConfigError(f"{self.name}: in the training part all pixels of channel {std.index(0.0)} are equal")
         num_classes = len(self.class_names)
         return {
             "name": self.name,
             "task": "classification",
-            "input_shape": list(self.splits["train"].x_NCHW.shape[1:]),
+            "input_shape": self.input_shape(),
             "num_classes": num_classes,
             "class_names": list(self.class_names),
             "mean": mean,
             "std": std,
             "num_samples": {split: len(part) for split, part in self.splits.items()},
             "class_counts": {
-                split: torch.bincount(part.y_N, minlength=num_classes).tolist() for split, part in self.splits.items()
+                split: torch.bincount(part.y_N[part.y_N >= 0], minlength=num_classes).tolist()
+                for split, part in self.splits.items()
             },
             "batch_size": self.batch_size,
             "split_seed": self.split_seed,
-            "fingerprint": self._fingerprint(),
+            "fingerprint": self.fingerprint(),
         }
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Returns mean and deviation of each channel of the training part."""
+        return channel_statistics(self.splits["train"].x_NCHW)
+
+    def input_shape(self) -> list[int]:
+        """Returns the shape of what the model sees of a sample."""
+        return list(self.splits["train"].x_NCHW.shape[1:])
 
     def augment(self, x_BCHW: Tensor) -> Tensor:
         """Changes the uint8 images of a training batch on the device; a subclass says how, here they stay."""
@@ -144,7 +148,8 @@ class ImageDataModule(DataModule):
                 )
         self.normalize = Normalize(facts["mean"], facts["std"])
 
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
+        """Returns a checksum of all images and labels."""
         digest = hashlib.sha256()
         for split, part in self.splits.items():
             digest.update(f"{split}{tuple(part.x_NCHW.shape)}".encode())

@@ -66,7 +66,7 @@ class MNISTDataModule(ImageDataModule):
     """
 
     name = "mnist"
-    class_names: ClassVar[Sequence[str]] = DIGITS
+    class_names = DIGITS
     source: ClassVar[type[Any]] = datasets.MNIST  # its name is also the folder's
 
     def __init__(self, root: str, batch_size: int, val_size: int, split_seed: int, seed: int) -> None:

@@ -19,8 +19,8 @@ def derive_seed(*keys: int | str) -> int:
 class TrainSampler(Sampler[Tensor]):
     """Shuffled training batches, whole: each step yields the int64 positions of one process's samples.
 
-    There is one permutation per (seed, epoch), whatever the number of processes; each process takes its slice of
-    every global batch, and the last incomplete global batch is dropped.
+    There is one order per (seed, epoch), whatever the number of processes: a permutation, or as many draws with
+    replacement. Each process takes its slice of every global batch, and the last incomplete global batch is dropped.
 
     Args:
         num_samples: Size of the training part.
@@ -28,15 +28,24 @@ class TrainSampler(Sampler[Tensor]):
         seed: The run's seed; the epoch is mixed in.
         rank: This process.
         world_size: Number of processes.
+        weights_N: How likely each sample is drawn, in any unit; None for a permutation.
 
     Raises:
         ConfigError: If the batch does not divide by the processes, or the training part is smaller than one batch.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        weights_N: Tensor | None = None,
+    ) -> None:
         _check_batch_size(num_samples, batch_size, world_size)
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.weights_N = rank, world_size, weights_N
         self.epoch = 0
         self._resumed = (0, 0)
 
@@ -49,7 +58,10 @@ class TrainSampler(Sampler[Tensor]):
         # A generator, so that the epoch is read at the first batch: Lightning sets it after it calls iter().
         # The offset is kept, not used up: a DataLoader with workers calls iter() twice.
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "permutation", self.epoch))
-        order = torch.randperm(self.num_samples, generator=generator)
+        if self.weights_N is None:
+            order = torch.randperm(self.num_samples, generator=generator)
+        else:
+            order = torch.multinomial(self.weights_N, self.num_samples, replacement=True, generator=generator)
         start = self._resumed[1] if self._resumed[0] == self.epoch else 0
         steps = order[: len(self) * self.batch_size].view(len(self), self.world_size, -1)
         yield from steps[start:, self.rank]

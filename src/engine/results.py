@@ -11,7 +11,7 @@ from src.tracking.progress import results_table
 
 
 def announce(plan: Plan, run: Run) -> None:
-    """Prints what is about to be trained, on what."""
+    """Prints what is about to be trained, on what; writes down the files that cannot be used."""
     if run.owner:
         parameters = sum(parameter.numel() for parameter in plan.module.parameters())
         sizes = ", ".join(f"{count:,} {split}" for split, count in plan.datamodule.facts["num_samples"].items())
@@ -24,6 +24,10 @@ def announce(plan: Plan, run: Run) -> None:
             print(f"going on in {run.folder} {where}", flush=True)
             for key, (old, new) in run.resumed.changes.items():
                 print(f"changed: {key}: {old} -> {new}", flush=True)
+        if bad_files := plan.datamodule.bad_files:
+            text = "".join(f"{path}\t{fault}\n" for path, fault in bad_files)
+            (run.folder / "bad_files.txt").write_text(text, encoding="utf-8", errors="surrogateescape")
+            print(f"{len(bad_files)} bad files are left out: {run.folder / 'bad_files.txt'}", flush=True)
 
 
 def finished_before(composed: Composed) -> dict[str, float] | None:

@@ -1,6 +1,7 @@
 """Classification into one of K classes."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
+from src.config import ConfigError
 from src.modules.base import BaseModule
 
 
@@ -22,6 +24,10 @@ class ClassificationModule(BaseModule):
         mixup: Alpha of MixUp (Zhang et al. 2018); 0: off.
         cutmix: Alpha of CutMix (Yun et al. 2019); 0: off. With both, one is drawn for each batch.
         channels_last: Whether images and filters are laid out with their channels last, which convolutions like.
+
+    Args:
+        class_weights: Weight of each class in the loss of training; losses of an evaluation are not weighted, so that
+            they can be compared. "auto": inverse to the class's share of the training samples, 1 where all are equal.
         base: The arguments of `BaseModule`.
     """
 
@@ -34,6 +40,7 @@ class ClassificationModule(BaseModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         channels_last: bool = False,
+        class_weights: Literal["auto"] | Sequence[float] | None = None,
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -41,6 +48,13 @@ class ClassificationModule(BaseModule):
         self.mixing = build_mixing(mixup, cutmix, self.hparams["facts"]["num_classes"])
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
+        weights = balancing_weights(self.hparams["facts"]) if class_weights == "auto" else class_weights
+        if weights is not None and len(weights) != (classes := self.hparams["facts"]["num_classes"]):
+            raise ConfigError(f"model.class_weights: {len(weights)} weights for {classes} classes")
+        self.class_weights: Tensor | None
+        self.register_buffer(
+            "class_weights", None if weights is None else torch.tensor(weights, dtype=torch.float), persistent=False
+        )
 
     def build_metrics(self) -> MetricCollection:  # noqa: D102
         options: dict[str, Any] = {"num_classes": self.hparams["facts"]["num_classes"], "validate_args": False}
@@ -65,9 +79,9 @@ class ClassificationModule(BaseModule):
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy of the logits ``output [B, K]`` with classes ``[B]`` or their probabilities ``[B, K]``."""
-        return nn.functional.cross_entropy(
-            output, target, label_smoothing=self.label_smoothing if self.training else 0.0
-        )
+        if not self.training:
+            return nn.functional.cross_entropy(output, target)
+        return nn.functional.cross_entropy(output, target, self.class_weights, label_smoothing=self.label_smoothing)
 
 
 def build_mixing(mixup: float, cutmix: float, num_classes: int) -> nn.Module | None:
@@ -78,3 +92,9 @@ def build_mixing(mixup: float, cutmix: float, num_classes: int) -> nn.Module | N
     operations = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha > 0]
     mixing: nn.Module = v2.RandomChoice(operations)
     return mixing
+
+
+def balancing_weights(facts: Mapping[str, Any]) -> list[float]:
+    """Returns N / (K n_c) for each of K classes, of which n_c of N training samples are."""
+    counts = facts["class_counts"]["train"]
+    return [sum(counts) / (len(counts) * count) for count in counts]

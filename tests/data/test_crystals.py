@@ -394,7 +394,7 @@ def test_a_change_of_a_file_is_seen(tmp_path: Path) -> None:
 
 def test_the_graphs_can_be_kept_elsewhere(tmp_path: Path) -> None:
     folder = write_cgcnn_folder(tmp_path / "data", crystals(8))
-    crystals_of(folder, cache=str(tmp_path / "cache"))
+    crystals_of(folder, cache_dir=str(tmp_path / "cache"))
     assert not (folder / "graphs").exists() and len(list((tmp_path / "cache").glob("graphs-*.npz"))) == 1
 
 

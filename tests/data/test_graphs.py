@@ -312,7 +312,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         cached(tmp_path / "file" / "graphs.npz", lambda: {})
     assert str(caught.value).startswith(f"the graphs cannot be kept in {tmp_path}/file: ")
-    assert str(caught.value).endswith("; data.cache names another")
+    assert str(caught.value).endswith("; data.cache_dir names another")
 
 
 # --- worker processes

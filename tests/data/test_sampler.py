@@ -137,3 +137,36 @@ def test_evaluation_rounds_the_share_up_and_leaves_it_empty_where_samples_run_ou
     assert [steps(EvalSampler(10, 5, rank, 2)) for rank in range(2)] == [[[0, 1, 2], [6, 7, 8]], [[3, 4, 5], [9]]]
     assert [steps(EvalSampler(5, 6, rank, 3)) for rank in range(3)] == [[[0, 1]], [[2, 3]], [[4]]]
     assert [steps(EvalSampler(7, 6, rank, 3)) for rank in range(3)] == [[[0, 1], [6]], [[2, 3], []], [[4, 5], []]]
+
+
+# --- weighted
+
+
+def weighted(epoch: int = 0, rank: int = 0, world_size: int = 1, seed: int = 0) -> list[list[int]]:
+    weights = torch.tensor([1.0, 0.0, 3.0, 1.0, 1.0] * 8)
+    sampler = TrainSampler(40, 8, seed, rank, world_size, weights)
+    sampler.set_epoch(epoch)
+    return [step.tolist() for step in sampler]
+
+
+def test_weighted_draws_are_a_function_of_seed_and_epoch_with_replacement() -> None:
+    assert weighted() == weighted()
+    assert weighted() != weighted(epoch=1) != weighted(epoch=1, seed=1)
+    assert [len(step) for step in weighted()] == [8] * 5
+    drawn = [position for epoch in range(100) for step in weighted(epoch) for position in step]
+    counts = [sum(position % 5 == kind for position in drawn) for kind in range(5)]
+    assert counts[1] == 0
+    assert 1850 < counts[2] < 2150  # half of 4,000
+    assert len(set(drawn[:40])) < 40
+
+
+def test_weighted_draws_are_the_same_on_any_number_of_processes() -> None:
+    shares = [weighted(rank=rank, world_size=4) for rank in range(4)]
+    assert [sum(step, []) for step in zip(*shares, strict=True)] == weighted()  # noqa: RUF017
+
+
+def test_weighted_draws_resume() -> None:
+    sampler = TrainSampler(40, 8, 0, weights_N=torch.ones(40))
+    whole = [step.tolist() for step in sampler]
+    sampler.resume_at(0, 3)
+    assert [step.tolist() for step in sampler] == whole[3:]
