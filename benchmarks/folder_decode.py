@@ -4,7 +4,7 @@ Both end in the same: normalised float batches of random crops of 128 pixels, mi
 pass of ours lists, checks and decodes every file to the store, then draws an epoch; that of torchvision is an epoch.
 Rounds alternate, each on a new data module and a new loader; the system's cache holds the files for both.
 
-    python -m benchmarks.folder_decode [--count 600] [--root FOLDER] [--rounds 3] [--epochs 3] [--workers 2]
+    python -m benchmarks.folder_decode [--root FOLDER] [--count 600] [--rounds 3] [--epochs 3] [--threads 1]
 
 `--root` is a folder with one folder a class; else photos of about 400x350 pixels are made. The last line is one JSON
 object: the median ratios (torchvision / ours), seconds, and the peak memory of each in processes of their own.
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; the store is decoded on all cores")
     parser.add_argument("--alone", choices=("ours", "torchvision"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
@@ -116,7 +117,7 @@ def main() -> None:
         epochs(arguments.alone, Path(arguments.root))
         print(peak_mb())
         return
-    torch.set_num_threads(arguments.workers)  # the same cores for both
+    torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(arguments.root or folder)
         if arguments.root is None:
