@@ -1,5 +1,6 @@
 """README and CONTRIBUTING are followed to the letter."""
 
+import json
 import os
 import re
 import shlex
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.fakes import write_mnist
+from tests.fake_crystals import crystals, write_cgcnn_folder
+from tests.fakes import write_dogcat, write_image_folder, write_mnist
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"^`([\w./]+)`\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -49,21 +51,43 @@ def test_every_command_of_the_readme_is_run_somewhere() -> None:
 def test_readme_commands_in_order(tmp_path: Path) -> None:
     """One test: `ckpt=last` stands on what the lines before it have trained."""
     write_mnist(tmp_path / "sets", train=5300, test=50)
+    write_image_folder(tmp_path / "photos", 30)
+    write_dogcat(tmp_path / "dogcat", 60)
+    write_cgcnn_folder(tmp_path / "cifs", crystals(6))
     for line in commands("README.md"):
         if line.startswith((*NEEDS_A_CLONE, *SLOW)):
             continue
         if "max_epochs" not in line and "src.train" in line and "--" not in line:
             line += " trainer.max_epochs=2"
-        done = run(line.replace("/path/to/sets", str(tmp_path / "sets")), ROOT)
+        done = run(line.replace("/path/to", str(tmp_path)), ROOT, DATA_ROOT=str(tmp_path / "data"))
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
+BENCHMARKS = {
+    "mnist_epoch": ["--epochs", "2"],
+    "cifar_epoch": ["--images", "1500", "--epochs", "1"],
+    "ddp_scaling": ["--images", "6200", "--batch", "64", "--repeats", "1"],
+    "folder_decode": ["--count", "40", "--rounds", "1", "--epochs", "1"],
+    "store_scaling": ["--sizes", "1000", "2000", "--images", "500"],
+    "crystal_step": ["--samples", "300", "--batch-size", "32", "--epochs", "1", "--stock-batches", "2"],
+    "graph_building": ["--structures", "60"],
+}
+"""Every benchmark, with the options that make it small."""
+
+
 @pytest.mark.slow
-def test_readme_benchmark() -> None:
-    (line,) = (line for line in commands("README.md") if line.startswith(SLOW))
-    done = run(line.replace("--epochs 12", "--epochs 2"), ROOT)
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks(name: str, tmp_path: Path) -> None:
+    done = run(shlex.join(["python", "-m", f"benchmarks.{name}", *BENCHMARKS[name]]), ROOT)
     assert done.returncode == 0, done.stderr
-    assert '"mlp_ratio": ' in done.stdout.splitlines()[-1]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures and all(isinstance(value, int | float) for value in figures.values())
+
+
+def test_every_benchmark_is_run() -> None:
+    assert {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")} == set(BENCHMARKS)
+    shown = {line.split()[2].removeprefix("benchmarks.") for line in commands("README.md") if line.startswith(SLOW)}
+    assert shown <= set(BENCHMARKS)
 
 
 def test_readme_shows_what_a_mistake_prints(command: Callable[..., subprocess.CompletedProcess[str]]) -> None:
@@ -77,8 +101,8 @@ def test_readme_names_what_exists(tmp_path: Path) -> None:
     for path in re.findall(r"`((?:src|configs)/[\w./]+)`", text):
         if path != "configs/local/default.yaml":
             assert (ROOT / path).exists(), path
-    for name in {"mnist_subset", "mnist", "fashion_mnist"}:
-        assert f"| `{name}` |" in text
+    for path in (ROOT / "configs/data").glob("*.yaml"):
+        assert f"`{path.stem}`" in text
 
 
 def test_contributing_to_the_letter(tmp_path: Path) -> None:

@@ -6,15 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.fakes import (
-    CIFAR,
-    crystals,
-    write_cgcnn_folder,
-    write_cifar,
-    write_dogcat,
-    write_image_folder,
-    write_mnist,
-)
+from tests.fake_crystals import crystals, write_cgcnn_folder
+from tests.fakes import CIFAR, write_cifar, write_dogcat, write_image_folder, write_mnist
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 CHOICES = sorted(

@@ -39,4 +39,4 @@ def hint(name: str, choices: Iterable[str], what: str = "choices") -> str:
     choices = list(dict.fromkeys(choices))
     if near := nearest(name, choices):
         return f"; did you mean {near}?"
-    return f"; {what}: {', '.join(choices)}" if 0 < len(choices) <= 20 else ""
+    return f"; {what}: {', '.join(choices)}" if 0 < len(choices) <= 24 else ""

@@ -57,7 +57,7 @@ class CIFAR10DataModule(ImageDataModule):
     """
 
     name = "cifar10"
-    class_names = (
+    class_names: Sequence[str] = (
         "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
     )  # fmt: skip
     source: ClassVar[type[Any]] = datasets.CIFAR10  # which files there are, their MD5 sums and address

@@ -25,7 +25,7 @@ from src.data.emt import PURE, emt_alloy, formation_energy
 from src.data.graphs import build_arrays
 from src.data.neighbors import GraphSettings
 from src.data.split import group_split
-from tests.fakes import crystals, write_cgcnn_folder
+from tests.fake_crystals import crystals, write_cgcnn_folder
 
 COMMON = {"batch_size": 4, "val_size": 0.25, "test_size": 0.25, "split": "random", "split_seed": 0, "seed": 0}
 

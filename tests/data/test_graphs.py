@@ -31,7 +31,7 @@ from src.data import neighbors as neighbors_module
 from src.data.graphs import Catalogue, GraphSplit, build_arrays, cached, load_graphs
 from src.data.neighbors import GraphSettings, Neighbors, nearest_neighbors
 from tests.conftest import ROOT
-from tests.fakes import crystals, imported
+from tests.fake_crystals import crystals, imported
 
 
 def random_crystal(seed: int, num_atoms: int, size: float = 3.0) -> Atoms:

@@ -14,7 +14,7 @@ import torch
 from ase.io import write
 
 from tests.conftest import QUICK, ROOT, status
-from tests.fakes import crystals
+from tests.fake_crystals import crystals
 from tests.forked import fingerprint, killed_after, run_forked, run_ranks, train_task
 
 SMALL = [*QUICK, "data.val_size=200", "data.test_size=3800", "data.batch_size=60", "trainer.log_every_n_steps=3"]

@@ -15,7 +15,7 @@ from src.config import ConfigError
 from src.engine.run import _lock, newest_point
 from src.tracking.wandb import history
 from tests.conftest import QUICK, status
-from tests.fakes import CIFAR, write_cifar
+from tests.fakes import CIFAR, write_cifar, write_dogcat
 from tests.forked import fingerprint, killed_after, run_forked
 
 Train = Callable[..., dict[str, float]]
@@ -46,6 +46,10 @@ OTHER_DATA = {
         "experiment=cifar10_resnet20", "data.val_size=200", "data.batch_size=50", "model.mixup=0.2", *ROOM,
         "checkpoint.every_n_steps=4",
     ],
+    "streamed photos, two workers": [
+        "experiment=dogcat", "model.net.width=4", "data.disk_budget_mb=0", "data.num_workers=2", "data.batch_size=8",
+        "data.image_size=24", "data.store_size=28", *ROOM, "checkpoint.every_n_steps=4",
+    ],
     "crystals": [
         "experiment=emt_cgcnn", "data.num_structures=200", "data.batch_size=8", *ROOM, "checkpoint.every_n_steps=4",
     ],
@@ -73,6 +77,7 @@ def interrupted_and_whole(overrides: list[str], steps: int, kills: int, tmp_path
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part, files in write_cifar(tmp_path / "data", train=1200, test=60).items():
         monkeypatch.setattr(CIFAR["cifar10"][0], part, files)
+    write_dogcat(tmp_path / "data/dogcat", 240)
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
 
 
