@@ -17,6 +17,7 @@ EXAMPLES = (
     "",
     "experiment=mnist_mlp optimizer.lr=3e-3 trainer.max_epochs=20",
     "data=fashion_mnist data.root=/data/sets model=mlp 'model.net.hidden_sizes=[256,128]'",
+    "resume=last",
     "--cfg job trainer=cpu",
 )
 _PRINTING = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shell-completion", "-sc"}
@@ -26,7 +27,7 @@ _PRINTING = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shel
 class Usage:
     """What `--help` says of one entry, after `python -m src.<entry>`."""
 
-    arguments: str = "[experiment=NAME] [GROUP=NAME ...] [key=value ...]"
+    arguments: str = "[experiment=NAME] [GROUP=NAME ...] [key=value ...] | resume=last|RUN_DIR [key=value ...]"
     examples: tuple[str, ...] = EXAMPLES
 
 
@@ -73,11 +74,11 @@ def parse_command_line(argv: Sequence[str], prog: str = "src.train", usage: Usag
 
 def _print(words: list[str], prog: str) -> NoReturn:
     """Prints the configuration that a run would have, or hands over to Hydra, which prints and runs nothing."""
-    from src.config.compose import compose
+    from src.config.resume import compose_run
 
     overrides = [word for word in words if "=" in word or word.startswith("~")]
     if [word for word in words if word not in (*overrides, "--resolve")] in (["--cfg", "job"], ["-c", "job"]):
-        print(yaml.safe_dump(compose(overrides).cfg, sort_keys=False, allow_unicode=True), end="")
+        print(yaml.safe_dump(compose_run(overrides).cfg, sort_keys=False, allow_unicode=True), end="")
     else:
         import hydra
 

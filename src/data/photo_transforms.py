@@ -1,7 +1,7 @@
 """What happens to a whole batch of photos on the device: crops, flips and colours of their own for each image."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -43,10 +43,16 @@ def random_resized_crop(x_BCHW: Tensor, size: int, min_area: float, flip: bool) 
 def resize_each(x_BCHW: Tensor, boxes_B5: Tensor, size: int) -> Tensor:
     """Resizes rectangles (top, height, left, width, whether mirrored) of uint8 images one by one: fast on a CPU."""
     out = torch.empty((*x_BCHW.shape[:2], size, size), dtype=torch.uint8, memory_format=torch.channels_last)
-    for image, result, (top, height, left, width, mirrored) in zip(x_BCHW, out, boxes_B5.int().tolist(), strict=True):
-        crop = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-        crop = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
-        result.copy_(crop.flip(-1) if mirrored else crop)
+    boxes = boxes_B5.int().tolist()
+
+    def resize(part: slice) -> None:
+        for image, result, box in zip(x_BCHW[part], out[part], boxes[part], strict=True):
+            top, height, left, width, mirrored = box
+            crop = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+            crop = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
+            result.copy_(crop.flip(-1) if mirrored else crop)
+
+    in_parts(len(out), resize)
     return out
 
 
@@ -88,25 +94,33 @@ def color_jitter(x_BCHW: Tensor, strength: float) -> Tensor:
     map_BCC, gray_B11 = brightness * contrast * mix_BCC, brightness * (1 - contrast)
     out = torch.empty(x_BCHW.shape, device=x_BCHW.device)
 
-    step = CACHED if x_BCHW.device.type == "cpu" else max(len(out), 1)
-    for start in range(0, len(out), step):
-        part = slice(start, start + step)
+    def change(part: slice) -> None:
         x_BCL = x_BCHW[part].flatten(2).contiguous().float()  # one plane a channel: an eighth of the time
         bias_B11 = (x_BCL.mean(2) @ luma_C).view(-1, 1, 1) * gray_B11[part]
         torch.baddbmm(bias_B11.expand(-1, 3, 1), map_BCC[part], x_BCL, out=out[part].flatten(2)).clamp_(0, 255)
+
+    if x_BCHW.device.type == "cpu":
+        in_parts(len(out), change)
+    else:
+        change(slice(None))
     return out
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keeps torch's threads out of small operations.
+def in_parts(count: int, work: Callable[[slice], None]) -> None:
+    """Works on a few images of a batch at a time, in as many threads as torch may use.
 
-    They wait for each other at the end of each, which on a machine that is busy with something else takes a thousand
-    times as long as the operation.
+    Torch's own threads would share every small operation and wait for each other at the end of each, which on a machine
+    that is busy with something else takes a thousand times as long as the operation. The threads end with the batch: a
+    process that is forked meanwhile would wait for them for ever.
     """
-    threads = torch.get_num_threads()
+    threads, parts = torch.get_num_threads(), [slice(start, start + CACHED) for start in range(0, count, CACHED)]
     torch.set_num_threads(1)
     try:
-        yield
+        if threads == 1 or len(parts) < 2:
+            for part in parts:
+                work(part)
+        else:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                list(pool.map(work, parts))
     finally:
         torch.set_num_threads(threads)

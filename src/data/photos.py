@@ -17,7 +17,7 @@ from src.config import ConfigError
 from src.data.base import Batch
 from src.data.folder import list_photos, shared_content, split_photos
 from src.data.images import ImageDataModule
-from src.data.photo_transforms import center_crop, color_jitter, one_thread, random_resized_crop
+from src.data.photo_transforms import center_crop, color_jitter, random_resized_crop
 from src.data.store import Store, StreamedImages, open_store
 
 MB = 1_000_000
@@ -202,9 +202,8 @@ class ImageFolderDataModule(ImageDataModule):
 
     def augment(self, x_BCHW: Tensor) -> Tensor:
         """Crops, mirrors and colours each image of a training batch on its own."""
-        with one_thread():
-            x_BCHW = random_resized_crop(x_BCHW, self.image_size, self.crop_scale, self.flip)
-            return color_jitter(x_BCHW, self.jitter) if self.jitter else x_BCHW
+        x_BCHW = random_resized_crop(x_BCHW, self.image_size, self.crop_scale, self.flip)
+        return color_jitter(x_BCHW, self.jitter) if self.jitter else x_BCHW
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Outside of training keeps the middle; the rest as of all images."""

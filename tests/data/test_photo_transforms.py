@@ -1,5 +1,7 @@
 """Crops, flips and colours of a batch of photos."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch.nn.functional import interpolate
@@ -9,7 +11,7 @@ from src.data.photo_transforms import (
     LUMA,
     center_crop,
     color_jitter,
-    one_thread,
+    in_parts,
     random_resized_crop,
     resize_all,
     resize_each,
@@ -110,11 +112,30 @@ def test_center_crop() -> None:
     assert torch.equal(center_crop(x, 5), x)
 
 
-def test_one_thread_ends() -> None:
+@pytest.fixture
+def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    with pytest.raises(KeyError), one_thread():
-        assert torch.get_num_threads() == 1
-        raise KeyError
-    assert torch.get_num_threads() == 2
+    yield
     torch.set_num_threads(before)
+
+
+def test_threads_do_not_change_the_photos(two_threads: None) -> None:
+    x = torch.randint(256, (11, 3, 40, 40), dtype=torch.uint8)
+    results = []
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        torch.manual_seed(5)
+        results.append(color_jitter(random_resized_crop(x, 16, 0.3, flip=True), 0.3))
+        assert torch.get_num_threads() == threads
+    assert torch.equal(*results)
+
+
+def test_a_failure_in_a_thread_is_raised(two_threads: None) -> None:
+    def work(part: slice) -> None:
+        if part.start:
+            raise KeyError(part.start)
+
+    with pytest.raises(KeyError):
+        in_parts(11, work)
+    assert torch.get_num_threads() == 2
