@@ -22,7 +22,7 @@ SMALLER = {
     "cifar10_resnet18": ["data.val_size=60", "model.net.width=8"],
     # "eager" traces the net as any backend, and needs no compiler.
     "cifar10_speedrun": ["data.val_size=60", "model.net.width=8", "compile.backend=eager"],
-    "dogcat": [*PHOTOS, "model.net.width=8"],
+    "dogcat": [*PHOTOS, "model.net.width=8", "trainer.max_epochs=8", "monitor.metric=val/loss", "monitor.mode=min"],
 }
 """What keeps an experiment's run short; of the others, the validation part alone."""
 
@@ -31,7 +31,7 @@ SMALL_CHOICES = {
     "model=cgcnn": CRYSTALS,
     "model=cgcnn_paper": CRYSTALS,
     "data=emt_alloys": CRYSTALS,
-    "data=crystals": ["experiment=emt_cgcnn", "~data.num_structures", "data.split=random"],
+    "data=crystals": ["experiment=emt_cgcnn", "data.split=random"],
     "data=dogcat": PHOTOS,
     "data=image_folder": [*PHOTOS, "data.root=photos"],
 }

@@ -44,7 +44,7 @@ def compose_run(overrides: Sequence[str]) -> Composed:
         folder = Path(json.loads(shared)["folder"])
     else:
         folder = find_run("resume", str(own["resume"]), selection.get("runs_dir"), selection.get("experiment"))
-    return _continued(folder, rest)
+    return _continued(folder.absolute(), rest)
 
 
 def find_run(key: str, which: str, runs_dir: str | None = None, experiment: str | None = None) -> Path:
@@ -54,7 +54,7 @@ def find_run(key: str, which: str, runs_dir: str | None = None, experiment: str 
         ConfigError: There is none; the message names `key`.
     """
     if which != "last":
-        return Path(which).expanduser().absolute()
+        return Path(which).expanduser()
     runs = Path(runs_dir or compose([]).cfg["runs_dir"]).expanduser().absolute()
     folders = [path.parent for path in runs.glob(f"{experiment or '*'}/*/config.yaml")]
     if not folders:

@@ -119,6 +119,7 @@ def quiet() -> None:
         r".*sync_dist=True",  # torchmetrics has reduced the values over the processes already
         r".*is smaller than the logging interval",  # every epoch is a row anyway
         r".*Checkpoint directory .* exists and is not empty",  # it is this run's own
+        r".*WeightAveraging callback with a model that overrides",  # it splits the net under FSDP only
         r".*in eval mode at the start of training",  # so is a frozen backbone
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # of Lightning's making, nothing to do here
     ):

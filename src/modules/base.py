@@ -150,7 +150,8 @@ class BaseModule(LightningModule):
         """How many samples an evaluation must have seen; None where batches are left out, or in training."""
         datamodule = getattr(self.trainer, "datamodule", None)
         limit = {"val": self.trainer.limit_val_batches, "test": self.trainer.limit_test_batches}.get(split)
-        return len(datamodule.splits[split]) if datamodule is not None and limit == 1.0 else None
+        all_of_it = isinstance(limit, float) and limit == 1.0  # 1 is one batch
+        return len(datamodule.splits[split]) if datamodule is not None and all_of_it else None
 
     def check_finite(self, split: str) -> None:
         """Looks at the losses that have not been looked at yet.

@@ -5,11 +5,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection, SumMetric
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss became NaN or infinite; training on would only spoil the weights further."""
+
+
+class SampleCount(Metric):
+    """How many samples there were, over all processes; exact in every precision."""
+
+    full_state_update = False
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, count: int) -> None:
+        """Adds so many."""
+        self.total += count
+
+    def compute(self) -> Tensor:
+        """Returns the number."""
+        return self.total
 
 
 class EpochMetrics(nn.Module):
@@ -27,7 +46,7 @@ class EpochMetrics(nn.Module):
         super().__init__()
         self.collection = collection.clone()
         self.loss = MeanMetric(nan_strategy="error")  # "disable" also ignores the weights
-        self.count = SumMetric(nan_strategy="error")
+        self.count = SampleCount()
         self.block = block
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -85,7 +104,7 @@ class EpochMetrics(nn.Module):
         if target[0].is_floating_point():  # a missing value is NaN and has no part in its batch's mean
             weights = torch.stack([(~values.isnan()).sum() for values in target])
         self.loss.update(torch.stack(losses), weights)
-        self.count.update(sizes)
+        self.count.update(sum(map(len, target)))
         self.collection.update(torch.cat(preds), torch.cat(target))
 
     def compute(self) -> dict[str, Tensor]:

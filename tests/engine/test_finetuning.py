@@ -1,6 +1,5 @@
-"""Linear probing, unfreezing under every schedule, resuming on both sides of it; averaged weights."""
+"""Linear probing, unfreezing under every schedule; averaged weights."""
 
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
-from torchvision import datasets  # type: ignore[import-untyped]
 
 from src.config import ConfigError, compose
 from src.engine.checkpoint import read_checkpoint
@@ -19,7 +17,6 @@ from src.engine.run import claim
 from src.engine.trainer import build_trainer
 from src.evaluate import main as evaluate
 from tests.conftest import QUICK, ROOT, status
-from tests.fakes import write_cifar
 
 STEPS = 6
 BASE = [
@@ -35,36 +32,32 @@ BASE = [
 
 
 class Watch(Callback):
-    """Notes the learning rate of each parameter at every step, and keeps every checkpoint."""
+    """Notes the learning rate of each parameter at every step."""
 
-    def __init__(self, keep: Path) -> None:
+    def __init__(self) -> None:
         self.rates: list[dict[str, float]] = []
-        self.keep = keep
-        keep.mkdir(exist_ok=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         names = {parameter: name for name, parameter in pl_module.net.named_parameters()}
         groups = trainer.optimizers[0].param_groups
         self.rates.append({names[parameter]: group["lr"] for group in groups for parameter in group["params"]})
-        for path in Path(trainer.default_root_dir, "checkpoints").glob("step-*.ckpt*"):
-            shutil.copy(path, self.keep)
 
 
-def fit(overrides: list[str], keep: Path, ckpt: Path | None = None) -> tuple[Plan, Watch, dict[str, Tensor]]:
+def fit(overrides: list[str]) -> tuple[Plan, Watch, dict[str, Tensor]]:
     """Trains, and returns the plan, what was watched and the weights before."""
     composed = compose([*BASE, *overrides])
-    plan = plan_run(composed.cfg)
+    plan = plan_run(composed)
     before = {key: value.clone() for key, value in plan.module.net.state_dict().items()}
-    watch = Watch(keep)
+    watch = Watch()
     with claim(composed) as run:
         trainer = build_trainer(plan, run)
         trainer.callbacks.append(watch)
-        trainer.fit(plan.module, datamodule=plan.datamodule, ckpt_path=ckpt, weights_only=True)
+        trainer.fit(plan.module, datamodule=plan.datamodule)
     return plan, watch, before
 
 
 def test_linear_probing_trains_the_head_alone(tmp_path: Path) -> None:
-    plan, watch, before = fit(["model.freeze=backbone"], tmp_path / "kept")
+    plan, watch, before = fit(["model.freeze=backbone"])
     after = plan.module.net.state_dict()
     changed = {key for key in after if not torch.equal(after[key], before[key])}
     assert changed == {"head.weight", "head.bias"}  # no running mean either
@@ -78,8 +71,8 @@ def test_the_backbone_joins_the_schedule(schedule: str, head_lr: str, tmp_path: 
     overrides = [f"scheduler={schedule}", f"optimizer.param_groups.head_lr={head_lr}"]
     if schedule == "step":
         overrides.append("scheduler.step_size=1")
-    _, whole, _ = fit(overrides, tmp_path / "a")
-    plan, watch, before = fit([*overrides, "model.freeze=backbone", "model.unfreeze_epoch=1"], tmp_path / "b")
+    _, whole, _ = fit(overrides)
+    plan, watch, before = fit([*overrides, "model.freeze=backbone", "model.unfreeze_epoch=1"])
     assert all(rates.keys() == {"head.weight", "head.bias"} for rates in watch.rates[:STEPS])
     for rates, expected in zip(watch.rates[STEPS:], whole.rates[STEPS:], strict=True):
         assert rates == pytest.approx(expected, rel=1e-9)
@@ -87,29 +80,6 @@ def test_the_backbone_joins_the_schedule(schedule: str, head_lr: str, tmp_path: 
     assert not any(torch.equal(after[key], before[key]) for key in after)
     decays = {group["name"]: group["weight_decay"] for group in plan.module.trainer.optimizers[0].param_groups}
     assert decays == {name: 0.0 if "no decay" in name else 5e-4 for name in decays}
-
-
-@pytest.mark.parametrize("done", [4, 6, 8, 12])
-def test_resuming_on_both_sides_of_the_unfreezing_changes_nothing(done: int, tmp_path: Path) -> None:
-    overrides = ["scheduler=one_cycle", "model.freeze=backbone", "model.unfreeze_epoch=1", "checkpoint.every_n_steps=4"]
-    whole, watch, _ = fit(overrides, tmp_path / "kept")
-    path = tmp_path / f"kept/step-{done:09d}.ckpt"
-    resumed, rest, _ = fit(overrides, tmp_path / "rest", ckpt=path)
-    assert rest.rates == watch.rates[done:]
-    expected = whole.module.net.state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in resumed.module.net.state_dict().items())
-
-
-def test_resuming_draws_what_would_have_been_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for part, files in write_cifar(tmp_path, train=200, test=30).items():
-        monkeypatch.setattr(datasets.CIFAR10, part, files)
-    overrides = ["data=cifar10", f"data.root={tmp_path}", "data.val_size=20", "data.batch_size=16"]
-    overrides += ["model.mixup=0.4", "model.cutmix=0.4", "checkpoint.every_n_steps=4"]
-    whole, _, before = fit(overrides, tmp_path / "kept")
-    resumed, _, _ = fit(overrides, tmp_path / "rest", ckpt=tmp_path / "kept/step-000000008.ckpt")
-    expected = whole.module.net.state_dict()
-    assert not torch.equal(expected["head.weight"], before["head.weight"])
-    assert all(torch.equal(value, expected[key]) for key, value in resumed.module.net.state_dict().items())
 
 
 def test_processes_agree_after_the_unfreezing(
@@ -134,7 +104,7 @@ from src.engine.trainer import build_trainer
 
 if __name__ == "__main__":
     composed = compose(sys.argv[1:])
-    plan = plan_run(composed.cfg)
+    plan = plan_run(composed)
     weight = plan.module.net.body[0].weight
     before = float(weight.double().sum())
     with claim(composed) as run:
@@ -153,7 +123,7 @@ def test_a_probe_is_evaluated_like_any_other(
 
 def test_unfreezing_what_is_not_frozen_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^model.unfreeze_epoch=2: nothing is frozen; add model.freeze=backbone$"):
-        plan_run(compose([*BASE, "model.unfreeze_epoch=2"]).cfg)
+        plan_run(compose([*BASE, "model.unfreeze_epoch=2"]))
 
 
 # --- averaged weights
@@ -172,7 +142,7 @@ class Average(Callback):
 
 def test_the_average_is_what_is_saved_and_tested(run_folders: Callable[[], list[Path]], tmp_path: Path) -> None:
     composed = compose([*BASE, "callbacks=ema", "callbacks.ema.decay=0.5", "optimizer.lr=1.0"])
-    plan = plan_run(composed.cfg)
+    plan = plan_run(composed)
     average = Average(0.5)
     with claim(composed) as run:
         trainer = build_trainer(plan, run)
@@ -187,11 +157,3 @@ def test_the_average_is_what_is_saved_and_tested(run_folders: Callable[[], list[
     current = best["current_model_state"]["net.head.weight"]
     assert not torch.allclose(current, best["state_dict"]["net.head.weight"])
     assert evaluate([f"ckpt={run.folder}"]) == pytest.approx(tested, abs=1e-6)
-
-
-def test_a_run_with_averaging_resumes(tmp_path: Path) -> None:
-    overrides = ["callbacks=ema", "checkpoint.every_n_steps=4"]
-    whole, _, _ = fit(overrides, tmp_path / "kept")
-    resumed, _, _ = fit(overrides, tmp_path / "rest", ckpt=tmp_path / "kept/step-000000008.ckpt")
-    expected = whole.module.net.state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in resumed.module.net.state_dict().items())

@@ -38,6 +38,10 @@ CASES = {
         "model=mlp", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.5", "trainer.max_epochs=3",
         "checkpoint.every_n_steps=2",
     ],
+    "unfreezing": [
+        "model=mlp", "model.freeze=backbone", "model.unfreeze_epoch=1", "scheduler=one_cycle", "trainer.max_epochs=3",
+        "checkpoint.every_n_steps=4",
+    ],
     "stops early": ["optimizer.lr=1.0e-9", "early_stopping.patience=2", "trainer.max_epochs=50"],
 }  # fmt: skip
 ROOM = ["trainer.log_every_n_steps=3", "trainer.max_epochs=3"]
