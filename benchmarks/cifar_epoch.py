@@ -116,7 +116,7 @@ class Alternate(Callback):
 def measure(overrides: list[str], epochs: int) -> dict[str, float]:
     """Alternates `epochs` epochs of both; the first of each warms up and is not counted."""
     composed = compose([*overrides, f"trainer.max_epochs={epochs + 2}"])  # the last has no loop after it
-    plan = plan_run(composed.cfg)
+    plan = plan_run(composed)
     with claim(composed) as run:
         trainer = build_trainer(plan, run)
         alternate = Alternate(plan)

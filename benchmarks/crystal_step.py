@@ -134,7 +134,7 @@ class Epochs(Callback):
 def measure(overrides: list[str], epochs: int, stock_batches: int) -> dict[str, float]:
     """Alternates run and loop, then trains the stock net; the first epoch of each warms up and is not counted."""
     composed = compose([*overrides, f"trainer.max_epochs={epochs + 1}"])
-    plan = plan_run(composed.cfg)
+    plan = plan_run(composed)
     size = plan.cfg["data"]["batch_size"]
     crystals = len(plan.datamodule.splits["train"]) // size * size
     data, stock = pyg_data(plan), Stock(plan)

@@ -22,9 +22,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cifar_epoch import write_images
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from benchmarks.cifar_epoch import write_images
 from src.config import compose
 from src.engine.checkpoint import is_committed, read_checkpoint
 from src.engine.plan import plan_run
@@ -39,6 +39,7 @@ def arguments_of(folder: Path, batch: int, runs: Path) -> list[str]:
     return [
         *("experiment=cifar10_resnet20", f"data.root={folder}", f"data.batch_size={batch}", f"runs_dir={runs}"),
         *("trainer=cpu", "logger=none", "test=false", "trainer.max_epochs=1", "trainer.log_every_n_steps=5"),
+        "data.val_size=500",
     ]
 
 

@@ -1,5 +1,6 @@
 """The step in which a loss or a gradient stopped being finite: saved before the weights take harm, and played again."""
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -42,16 +43,17 @@ class BlackBox(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Looks at the loss, before other processes wait for its gradient."""
-        if not torch.isfinite(loss):
+        if not math.isfinite(loss.item()):
             self._save(trainer, pl_module, "loss")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Looks at the gradient; not under fp16's scaler, which meets infinite ones by a smaller scale."""
         if trainer.precision == "16-mixed":
             return
-        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        gradients = [grad.to_local() if hasattr(grad, "to_local") else grad for grad in gradients]
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        groups = optimizer.param_groups
+        gradients = [grad for group in groups for weight in group["params"] if (grad := weight.grad) is not None]
+        # Sums show what norms would, sooner; one look at the device for all of them.
+        if gradients and not math.isfinite(torch.stack([gradient.sum() for gradient in gradients]).sum().item()):
             self._save(trainer, pl_module, "gradient")
 
     def _save(self, trainer: Trainer, module: LightningModule, what: str) -> None:
