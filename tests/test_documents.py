@@ -23,8 +23,7 @@ NEEDS_A_CLONE = ("make ", "source ")
 SLOW = ("python -m benchmarks",)
 
 
-def commands(document: str) -> list[str]:
-    text = (ROOT / document).read_text(encoding="utf-8")
+def commands(text: str) -> list[str]:
     lines = [line for language, block in BLOCK.findall(text) if language == "bash" for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -43,21 +42,26 @@ def run(line: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess
 
 
 def test_every_command_of_the_readme_is_run_somewhere() -> None:
-    every = commands("README.md")
+    every = commands((ROOT / "README.md").read_text(encoding="utf-8"))
     assert every[:2] == ["make train", "make test"]
     assert all(line.startswith(("python -m ", *NEEDS_A_CLONE)) for line in every)
 
 
-def test_readme_commands_in_order(tmp_path: Path) -> None:
-    """One test: `ckpt=last` stands on what the lines before it have trained."""
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("section", [title for title, text in SECTIONS.items() if "```bash\npython -m src" in text])
+def test_readme_commands_in_order(section: str, tmp_path: Path) -> None:
+    """`ckpt=last` and `resume=last` stand on what the lines before them in the section have trained."""
     write_mnist(tmp_path / "sets", train=5300, test=50)
     write_image_folder(tmp_path / "photos", 30)
     write_dogcat(tmp_path / "dogcat", 60)
     write_cgcnn_folder(tmp_path / "cifs", crystals(6))
-    for line in commands("README.md"):
+    for line in commands(SECTIONS[section]):
         if line.startswith((*NEEDS_A_CLONE, *SLOW)):
             continue
-        if "max_epochs" not in line and "src.train" in line and "--" not in line:
+        if "max_epochs" not in line and "src.train" in line and "=last" not in line and "--" not in line:
             line += " trainer.max_epochs=2"
         done = run(line.replace("/path/to", str(tmp_path)), ROOT, DATA_ROOT=str(tmp_path / "data"))
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
@@ -86,7 +90,11 @@ def test_benchmarks(name: str, tmp_path: Path) -> None:
 
 def test_every_benchmark_is_run() -> None:
     assert {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")} == set(BENCHMARKS)
-    shown = {line.split()[2].removeprefix("benchmarks.") for line in commands("README.md") if line.startswith(SLOW)}
+    shown = {
+        line.split()[2].removeprefix("benchmarks.")
+        for line in commands((ROOT / "README.md").read_text(encoding="utf-8"))
+        if line.startswith(SLOW)
+    }
     assert shown <= set(BENCHMARKS)
 
 
@@ -120,7 +128,7 @@ def test_contributing_to_the_letter(tmp_path: Path) -> None:
     for name, content in files:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text(content, encoding="utf-8")
-    for line in commands("CONTRIBUTING.md"):
+    for line in commands(text):
         done = run(line + (" -n 0" if "pytest" in line else ""), copy)
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     sources = [name for name, _ in files if name.startswith("src/")]

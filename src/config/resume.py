@@ -80,9 +80,12 @@ def _continued(folder: Path, overrides: Sequence[str]) -> Composed:
         stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"resume={folder}: is no run folder: its config.yaml cannot be read: {error}") from error
+    status = read_status(folder)
+    if not isinstance(stored, dict) or not {"state", "run_id"} <= status.keys():
+        name = "status.json" if isinstance(stored, dict) else "config.yaml"
+        raise ConfigError(f"resume={folder}: its {name} is missing or damaged")
     before = apply_overrides(stored, []).cfg
     composed = apply_overrides(stored, overrides)
-    status = read_status(folder)
     changes = dict(differences(before, composed.cfg))
     if problems := [reason for key, pair in changes.items() if (reason := _refusal(key, pair, composed.cfg, status))]:
         raise ConfigError(*problems)

@@ -88,11 +88,13 @@ def prepare_data(cfg: Mapping[str, Any]) -> DataModule:
 
 
 def check_data(datamodule: DataModule, folder: Path) -> None:
-    """A run goes on with the data that it began with.
+    """A run goes on with the data that it began with; one that was killed before it wrote down which has none yet.
 
     Raises:
         ConfigError: They are others; it names the facts that differ.
     """
+    if not (folder / "facts.json").is_file():
+        return
     began = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     now = json.loads(json.dumps(datamodule.facts))
     if changed := [key for key, _ in differences(began, now)]:

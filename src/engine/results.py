@@ -17,9 +17,9 @@ def announce(plan: Plan, run: Run) -> None:
         sizes = ", ".join(f"{count:,} {split}" for split, count in plan.datamodule.facts["num_samples"].items())
         net = type(plan.module.net).__name__
         print(f"{net}, {parameters:,} parameters, on {plan.datamodule.facts['name']} ({sizes})", flush=True)
-        if run.resumed is None:
+        if not (run.folder / "facts.json").is_file():
             write_json(run.folder / "facts.json", plan.datamodule.facts)
-        else:
+        if run.resumed is not None:
             where = f"from {run.point.stem}" if run.point else "from the beginning: it had not come to a checkpoint"
             print(f"going on in {run.folder} {where}", flush=True)
             for key, (old, new) in run.resumed.changes.items():

@@ -252,6 +252,18 @@ def test_other_data_is_noticed(stopped: Path) -> None:
     assert "the data is not what the run began with: fingerprint differ" in resumed(stopped, expected=2)
 
 
+def test_killed_before_it_wrote_down_its_data(stopped: Path) -> None:
+    (stopped / "facts.json").unlink()
+    resumed(stopped)
+    assert json.loads((stopped / "facts.json").read_text())["name"] == "mnist_subset"
+
+
+@pytest.mark.parametrize(("name", "content"), [("status.json", "{"), ("status.json", "[]"), ("config.yaml", "- a")])
+def test_damaged_records_are_named(name: str, content: str, stopped: Path) -> None:
+    (stopped / name).write_text(content)
+    assert f"error: resume={stopped}: its {name} is missing or damaged" in resumed(stopped, expected=2)
+
+
 def test_no_folder_and_no_run(tmp_path: Path) -> None:
     from src.train import main
 
