@@ -1,5 +1,6 @@
 """`resume=last|RUN_DIR`: the stored configuration of a run, and which of its settings may still change."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,8 @@ INHERITED = "RESEARCH_TEMPLATE_RUN"
 """Environment variable by which the processes of one run share its folder."""
 
 APPLIED = (
-    "trainer.max_epochs", "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy",
+    "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.min_epochs",
+    "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy",
     "trainer.log_every_n_steps", "trainer.enable_model_summary",
     "early_stopping.patience", "early_stopping.min_delta",
     "checkpoint.every_n_steps", "checkpoint.every_minutes", "black_box", "test",
@@ -25,7 +27,10 @@ APPLIED = (
 )  # fmt: skip
 """Keys, and sections ending in a dot, that a resumed run takes new values of."""
 
-EXTENDING = {"trainer.max_epochs", "early_stopping.patience", "early_stopping.min_delta", "test"}
+EXTENDING = {
+    *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.min_epochs"),
+    *("early_stopping.patience", "early_stopping.min_delta", "test"),
+}
 """Keys that give a finished run something to do."""
 
 
@@ -39,7 +44,11 @@ def compose_run(overrides: Sequence[str]) -> Composed:
     if "resume" not in own:
         composed = compose(rest)
         return _requeued(composed) or composed
-    selection, rest = take_arguments(rest, ("experiment", "runs_dir"))
+    if not own["resume"]:
+        raise ConfigError("resume=last|RUN_DIR: say which run goes on")
+    selection: dict[str, Any] = {}
+    if own["resume"] == "last":
+        selection, rest = take_arguments(rest, ("experiment", "runs_dir"))
     if shared := os.environ.get(INHERITED):  # "last" is what it was when the first process looked
         folder = Path(json.loads(shared)["folder"])
     else:
@@ -75,7 +84,14 @@ def read_status(folder: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
+def digest_of(cfg: Mapping[str, Any]) -> str:
+    """A checksum of a configuration."""
+    return hashlib.sha256(json.dumps(cfg, sort_keys=True).encode()).hexdigest()
+
+
 def _continued(folder: Path, overrides: Sequence[str]) -> Composed:
+    if folder.is_file():
+        raise ConfigError(f"resume={folder}: is a file; name the run folder that it lies in")
     try:
         stored = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -85,6 +101,10 @@ def _continued(folder: Path, overrides: Sequence[str]) -> Composed:
         name = "status.json" if isinstance(stored, dict) else "config.yaml"
         raise ConfigError(f"resume={folder}: its {name} is missing or damaged")
     before = apply_overrides(stored, []).cfg
+    if status.get("config_digest", digest_of(stored)) != digest_of(stored):
+        raise ConfigError(
+            f"resume={folder}: its config.yaml was changed by hand; undo that, and give what is to change as key=value"
+        )
     composed = apply_overrides(stored, overrides)
     changes = dict(differences(before, composed.cfg))
     if problems := [reason for key, pair in changes.items() if (reason := _refusal(key, pair, composed.cfg, status))]:

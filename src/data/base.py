@@ -172,15 +172,18 @@ class DataModule(LightningDataModule):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Seeds every generator from the position alone, so that a resumed run draws what it would have drawn."""
         if self.trainer is not None and self.trainer.training:
-            device = self.trainer.strategy.root_device
-            done = self.trainer.fit_loop.total_batch_idx + 1
-            seed = derive_seed(self.seed, "step", self.trainer.global_rank, done)
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every backend: a tenth of a small step
-            if device.type == "cuda":
-                torch.cuda.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
+            self.seed_batch(self.trainer.fit_loop.total_batch_idx + 1)
         return batch
+
+    def seed_batch(self, number: int) -> None:
+        """Seeds every generator for a training batch, counted from 0 over the whole run."""
+        assert self.trainer is not None
+        seed = derive_seed(self.seed, "step", self.trainer.global_rank, number)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every backend: a tenth of a small step
+        if self.trainer.strategy.root_device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves a batch without waiting for the copy, which Lightning does for bare tensors only."""

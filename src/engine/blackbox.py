@@ -53,19 +53,25 @@ class BlackBox(Callback):
         groups = optimizer.param_groups
         gradients = [grad for group in groups for weight in group["params"] if (grad := weight.grad) is not None]
         # Sums show what norms would, sooner; one look at the device for all of them.
-        if gradients and not math.isfinite(torch.stack([gradient.sum() for gradient in gradients]).sum().item()):
+        if gradients and not math.isfinite(
+            torch.stack([gradient.sum(dtype=torch.float) for gradient in gradients]).sum().item()
+        ):
             self._save(trainer, pl_module, "gradient")
 
     def _save(self, trainer: Trainer, module: LightningModule, what: str) -> None:
+        assert isinstance(module, BaseModule)
         batch, index = self._batch, self._batch.index
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        again = datamodule.on_before_batch_transfer(datamodule.splits["train"][index.cpu()], 0)
-        datamodule.on_after_batch_transfer(again.to(index.device), 0)  # the random states are those before the net now
+        again = datamodule.splits["train"][index.cpu()].to(index.device)
+        datamodule.seed_batch(trainer.fit_loop.total_batch_idx)
+        datamodule.on_after_batch_transfer(again, 0)  # now the random states are those before the net
         step = trainer.fit_loop.total_batch_idx // trainer.accumulate_grad_batches
         dump = {
             "config": dict(self.config),
             "hyper_parameters": dict(module.hparams),
             "state_dict": {name: value.detach().cpu() for name, value in module.state_dict().items()},
+            "in_training": {name: layer.training for name, layer in module.net.named_modules()},
+            "frozen": [name for name, weight in module.net.named_parameters() if not weight.requires_grad],
             "batch": {"x": batch.x, "y": batch.y, "index": index},
             "random": random_states(index.device),
             "step": step,
@@ -116,6 +122,10 @@ def take_step(dump: Mapping[str, Any], path: Path, device: torch.device | None =
     """
     device = device or dump["batch"]["y"].device
     module = restore_module(dump, path).train().to(device)
+    for name, layer in module.net.named_modules():
+        layer.training = dump["in_training"][name]
+    for name in dump["frozen"]:
+        module.net.get_parameter(name).requires_grad_(False)
     dtype = next((value.dtype for value in dump["state_dict"].values() if value.is_floating_point()), torch.float32)
     batch = Batch(**dump["batch"]).to(device)
     watch = _Watch(module.to(dtype))

@@ -94,6 +94,11 @@ def is_committed(path: Path) -> bool:
     return path.is_file() and mark.is_file() and mark.read_text(encoding="ascii") == sha256(path)
 
 
+def points(folder: Path) -> list[Path]:
+    """The checkpoints in a folder from which a run can go on, newest first."""
+    return [*sorted(folder.glob("step-*.ckpt"), reverse=True), *folder.glob("last.ckpt")]
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of this project.
 

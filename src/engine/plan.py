@@ -20,7 +20,7 @@ from src.config import Composed, ConfigError, build, resolve_target
 from src.config.errors import hint
 from src.config.resume import differences
 from src.data.base import DataModule
-from src.engine.checkpoint import build_module
+from src.engine.checkpoint import build_module, points
 from src.engine.sharding import with_strategy
 from src.engine.weights import warm_start
 from src.modules.base import BaseModule, limited, monitors
@@ -65,7 +65,7 @@ def plan_run(composed: Composed) -> Plan:
         with collected(problems):
             datamodule.batches_per_epoch(trainer.world_size if trainer is not None else 1)
         module = build_module(cfg, datamodule.facts)
-        if composed.resumed is None or not list(composed.resumed.folder.glob("checkpoints/step-*.ckpt")):
+        if composed.resumed is None or not points(composed.resumed.folder / "checkpoints"):
             warm_start(module.net, cfg["model"])
         preflight(module, datamodule)
         if trainer is not None and not problems:

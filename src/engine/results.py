@@ -37,7 +37,7 @@ def finished_before(composed: Composed) -> dict[str, float] | None:
         return None
     print(
         f"this run is finished already (trainer.max_epochs={composed.cfg['trainer'].get('max_epochs')}, "
-        f"early_stopping.patience={composed.cfg['early_stopping']['patience']}): raise one of them to train on, "
+        f"early_stopping.patience={composed.cfg['early_stopping']['patience']}): raise what ended it to train on, "
         f"or start a new run from its weights with model.weights={resumed.folder}"
     )
     print(f"run folder: {resumed.folder}", flush=True)

@@ -54,6 +54,7 @@ class ResumePoints(Callback):
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self._saved_at, self._saved_time = 0, time.monotonic()
         self._saving = self._between_batches = self._ended = False
+        self._due, self._signum = False, 0
         self._restored: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -89,13 +90,15 @@ class ResumePoints(Callback):
         done = trainer.fit_loop.total_batch_idx
         every = self.every_n_steps
         by_count = every is not None and done % (every * trainer.accumulate_grad_batches) == 0
-        if signum or late or by_count or batch_idx == 0:
-            if not self._can_save(trainer, batch_idx):
-                return  # a signal stays set: the batch after this one, or the next, will do
+        # What is due stays due until a batch comes before which a save is possible.
+        self._signum = self._signum or signum
+        self._due = self._due or bool(signum or late or by_count or batch_idx == 0)
+        if self._due and self._can_save(trainer, batch_idx):
+            self._due = False
             if done != self._saved_at:
                 self._save(trainer, done)
-        if signum:
-            raise signals.Interrupted(signum)
+            if self._signum:
+                raise signals.Interrupted(self._signum)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

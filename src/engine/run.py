@@ -1,6 +1,5 @@
 """The run folder: claimed once, described fully, and closed with the truth."""
 
-import hashlib
 import json
 import os
 import secrets
@@ -20,8 +19,8 @@ from torch.distributed import FileStore, PrefixStore, Store, TCPStore
 
 from src.config import Composed, ConfigError
 from src.config.compose import Resumed
-from src.config.resume import INHERITED, differences, experiment_folder, read_status, slurm_folder
-from src.engine.checkpoint import is_committed
+from src.config.resume import INHERITED, differences, digest_of, experiment_folder, read_status, slurm_folder
+from src.engine.checkpoint import is_committed, points
 from src.engine.environment import describe_environment, uncommitted_changes
 from src.engine.failure import FailureWatch
 from src.engine.signals import Interrupted, received
@@ -161,17 +160,20 @@ def claim(composed: Composed) -> Run:
     Raises:
         ConfigError: The folder cannot be made or written, is in use, or belongs to another configuration.
     """
-    digest = hashlib.sha256(json.dumps([composed.cfg], sort_keys=True).encode()).hexdigest()
+    digest = digest_of(composed.cfg)
     try:
         store = meeting_point(composed.cfg)
         if inherited := os.environ.get(INHERITED) or (store is not None and global_rank() and store.get(INHERITED)):
             return _join(json.loads(inherited), composed, digest)
-        run = _continue(composed.resumed) if composed.resumed else _begin(composed)
+        run = _continue(composed.resumed, composed.cfg) if composed.resumed else _begin(composed)
         if composed.resumed is None or composed.resumed.changes:
             _write_config(run.folder, composed.cfg)
+        run.status["config_digest"] = digest_of(composed.cfg)
         environment = describe_environment(sys.argv)
         write_json(run.folder / f"environment{f'-{n}' if (n := len(run.status['resumes'])) else ''}.json", environment)
     except OSError as error:
+        if composed.resumed:
+            raise ConfigError(f"resume={composed.resumed.folder}: cannot be written: {error}") from error
         raise ConfigError(f"runs_dir={composed.cfg['runs_dir']}: no run folder can be made there: {error}") from error
     point = run.point and str(run.point)
     run.shared = json.dumps({"folder": str(run.folder), "run_id": run.run_id, "point": point, "digest": digest})
@@ -219,15 +221,27 @@ def _begin(composed: Composed) -> Run:
     return Run(folder, run_id, status, lock=lock)
 
 
-def _continue(resumed: Resumed) -> Run:
+def _continue(resumed: Resumed, cfg: Mapping[str, Any]) -> Run:
     folder, status = resumed.folder, resumed.status
     lock = _lock(folder)
+    if read_status(folder) != status:
+        raise ConfigError(f"resume={folder}: another process has gone on with this run meanwhile; try again")
     FailureWatch(folder, 0).clear()
     point = newest_point(folder / "checkpoints")
+    if point is None and status["state"] == "finished":
+        raise ConfigError(f"resume={folder}: the run is finished, and its checkpoints to go on from are gone")
     changes = {key: list(pair) for key, pair in resumed.changes.items()}
     entry = {"time": now(), "after": status["state"], "point": point and point.name, "changes": changes}
     resumes = [*status.get("resumes", []), entry]
-    fresh = {"reason": None, "exit_code": None, "host": socket.gethostname(), "pid": os.getpid(), "resumes": resumes}
+    name = cfg["name"] or folder.name
+    fresh = {
+        "name": name,
+        "reason": None,
+        "exit_code": None,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "resumes": resumes,
+    }
     return Run(folder, status["run_id"], {**status, **fresh}, point, resumed, lock)
 
 
@@ -250,14 +264,14 @@ def newest_point(folder: Path) -> Path | None:
     Raises:
         ConfigError: There are some, but none is whole.
     """
-    points = sorted(folder.glob("step-*.ckpt"), reverse=True)
-    for point in points:
+    there = points(folder)
+    for point in there:
         if is_committed(point):
-            if point != points[0]:
-                print(f"{points[0].name} is damaged: going on from {point.name}, the one before", flush=True)
+            if point != there[0]:
+                print(f"{there[0].name} is damaged: going on from {point.name}, the one before", flush=True)
             return point
-    if points:
-        raise ConfigError(f"{folder}: no checkpoint to go on from: {', '.join(p.name for p in points)}: all damaged")
+    if there:
+        raise ConfigError(f"{folder}: no checkpoint to go on from: {', '.join(p.name for p in there)}: all damaged")
     return None
 
 

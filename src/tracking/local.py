@@ -21,6 +21,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from src.config import ConfigError
 from src.tracking.files import AppendOnlyFile, read_rows
 
 NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
@@ -69,11 +70,11 @@ class LocalLogger(Logger):
         """Cuts ``metrics.jsonl`` back to a checkpoint's `size` and writes ``metrics.csv`` anew.
 
         Raises:
-            ValueError: The file is shorter: rows that the checkpoint has seen are gone.
+            ConfigError: The file is shorter: rows that the checkpoint has seen are gone.
         """
         path, present = self._metrics.path, self.size()
         if present < size:
-            raise ValueError(f"{path} has {present} bytes, but the checkpoint was saved after {size}")
+            raise ConfigError(f"{path} has {present} bytes, but the checkpoint was saved after {size}: rows are gone")
         if present > size:
             os.truncate(path, size)
         self.export_csv()

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from src.config import ConfigError
+from src.engine.blackbox import BlackBox, take_step
 from src.engine.checkpoint import read_checkpoint
 from src.modules.base import BaseModule
 from src.modules.classification import ClassificationModule
@@ -16,6 +18,7 @@ from src.modules.metrics import NonFiniteLossError
 from src.nets.linear import MLP
 from src.replay import main as replay
 from tests.conftest import status
+from tests.fakes import CIFAR, write_cifar
 
 Train = Callable[..., dict[str, float]]
 Folders = Callable[[], list[Path]]
@@ -121,6 +124,38 @@ def test_weights_are_those_before_the_step(train: Train, run_folders: Folders, m
     with pytest.raises(SystemExit) as stopped:  # the fault was not in the net, the loss or the data
         replay([str(path)])
     assert stopped.value.code == 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.mixup=0.4", "callbacks=ema"],
+        ["model.cutmix=0.4", "trainer.precision=bf16-mixed"],
+        ["model.freeze=backbone"],
+        ["trainer.accumulate_grad_batches=2"],
+    ],
+    ids=" ".join,
+)
+def test_replay_takes_the_very_same_step(
+    overrides: list[str], train: Train, run_folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the step is that of the run to the last digit, where nothing is wrong with it."""
+    for part, files in write_cifar(tmp_path / "data", train=300, test=30).items():
+        monkeypatch.setattr(CIFAR["cifar10"][0], part, files)
+    losses = []
+
+    def at_step_8(self: BlackBox, trainer: Trainer, module: BaseModule, loss: Tensor) -> None:
+        if trainer.fit_loop.total_batch_idx == 8:
+            losses.append(float(loss.detach()) * trainer.accumulate_grad_batches)
+            self._save(trainer, module, "loss")
+
+    monkeypatch.setattr(BlackBox, "on_before_backward", at_step_8)
+    data = ["experiment=cifar10_resnet20", f"data.root={tmp_path / 'data'}", "data.val_size=40", "data.batch_size=16"]
+    with pytest.raises(NonFiniteLossError, match="all is finite"):
+        train(*data, *overrides)
+    (path,) = (run_folders()[0] / "black_box").glob("*.pt")
+    finding = take_step(read_checkpoint(path), path)
+    assert finding.loss == read_checkpoint(path)["finding"]["loss"] == losses[0]
 
 
 def test_without_it_the_row_finds_out(train: Train, run_folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ CASES = {
     "mlp, epochs only, plateau": [
         "model=mlp", "optimizer=sgd", "scheduler=plateau", "scheduler.patience=0", "trainer.max_epochs=4",
     ],
+    "by the clock": ["model=mlp", "trainer.max_epochs=3", "checkpoint.every_minutes=0.0003"],
     "moving average": [
         "model=mlp", "scheduler=cosine", "callbacks=ema", "callbacks.ema.decay=0.9", "trainer.max_epochs=3",
         "checkpoint.every_n_steps=3",
@@ -140,7 +142,7 @@ def test_a_point_without_its_mark_is_not_trusted(stopped: Path) -> None:
 def test_all_points_damaged(stopped: Path) -> None:
     for path in (stopped / "checkpoints").glob("step-*.ckpt"):
         path.write_bytes(b"")
-    assert "step-000000030.ckpt: all damaged" in resumed(stopped, expected=2)
+    assert "step-000000030.ckpt, last.ckpt: all damaged" in resumed(stopped, expected=2)
     assert status(stopped)["state"] == "interrupted"  # nothing was touched
 
 
@@ -215,7 +217,7 @@ def test_a_finished_run_says_so_and_can_be_extended(train: Train, tmp_path: Path
     (folder,), (long,) = (tmp_path / "runs").glob("*/*"), (tmp_path / "long").glob("*/*")
     report = (folder / "status.json").read_bytes()
     text = resumed(folder)
-    assert "this run is finished already (trainer.max_epochs=2" in text and "raise one of them" in text
+    assert "this run is finished already (trainer.max_epochs=2" in text and "raise what ended it" in text
     assert (folder / "status.json").read_bytes() == report
     resumed(folder, "trainer.max_epochs=4")
     assert fingerprint(folder)["state_dict"] == fingerprint(long)["state_dict"]
@@ -264,6 +266,73 @@ def test_damaged_records_are_named(name: str, content: str, stopped: Path) -> No
     assert f"error: resume={stopped}: its {name} is missing or damaged" in resumed(stopped, expected=2)
 
 
+def test_a_config_changed_by_hand_is_noticed(stopped: Path) -> None:
+    text = (stopped / "config.yaml").read_text()
+    (stopped / "config.yaml").write_text(text.replace("lr: 0.002", "lr: 0.5"))
+    assert "its config.yaml was changed by hand" in resumed(stopped, expected=2)
+
+
+def test_lost_rows_are_noticed(stopped: Path) -> None:
+    os.truncate(stopped / "metrics.jsonl", 10)
+    assert "metrics.jsonl has 10 bytes, but the checkpoint was saved after" in resumed(stopped, expected=2)
+
+
+def test_last_is_a_point_too(stopped: Path) -> None:
+    for path in (stopped / "checkpoints").glob("step-*"):
+        path.unlink()
+    assert f"going on in {stopped} from last" in resumed(stopped)
+
+
+def test_a_finished_run_without_its_points_is_not_begun_again(stopped: Path) -> None:
+    resumed(stopped)
+    rows = (stopped / "metrics.jsonl").read_bytes()
+    for path in [*(stopped / "checkpoints").glob("step-*"), *(stopped / "checkpoints").glob("last*")]:
+        path.unlink()
+    assert "its checkpoints to go on from are gone" in resumed(stopped, "trainer.max_epochs=9", expected=2)
+    assert (stopped / "metrics.jsonl").read_bytes() == rows
+
+
+def test_of_two_resumes_one_goes_on(stopped: Path) -> None:
+    from src.config import compose_run
+    from src.engine.run import claim
+
+    composed = compose_run([f"resume={stopped}"])  # what the second has read before the first goes on
+    resumed(stopped)
+    with pytest.raises(ConfigError, match="another process has gone on with this run meanwhile"):
+        claim(composed)
+
+
+def test_a_save_that_is_killed_leaves_the_point_before(tmp_path: Path) -> None:
+    def killed_in_save() -> None:
+        from src.engine import checkpoint
+
+        save = torch.save
+
+        def half(value: dict[str, object], file: BinaryIO) -> None:
+            save(value, file)
+            if value.get("global_step") == 30:
+                file.truncate(file.tell() // 2)
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.torch.save = half  # type: ignore[assignment]
+
+    overrides = [*QUICK, *SMALL, "trainer.max_epochs=3", "checkpoint.every_n_steps=10"]
+    assert run_forked(overrides, tmp_path / "output", killed_in_save) == -signal.SIGKILL
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    assert newest_point(folder / "checkpoints") == folder / "checkpoints/step-000000020.ckpt"
+    resumed(folder)
+    assert status(folder)["state"] == "finished" and not list((folder / "checkpoints").glob(".*"))
+
+
+def test_a_signal_waits_for_a_batch_that_can_save(tmp_path: Path) -> None:
+    """Every fourth batch validates and every second one steps: a point can be saved after two, six, ten, ..."""
+    overrides = [*QUICK, *SMALL, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4"]
+    assert run_forked(overrides, tmp_path / "output", killed_after(7, signal.SIGTERM)) == 143
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    assert newest_point(folder / "checkpoints") == folder / "checkpoints/step-000000010.ckpt"
+
+
 def test_no_folder_and_no_run(tmp_path: Path) -> None:
     from src.train import main
 
@@ -271,6 +340,11 @@ def test_no_folder_and_no_run(tmp_path: Path) -> None:
         main(["resume=last"])
     with pytest.raises(ConfigError, match=r"resume=.*: is no run folder: its config.yaml cannot be read"):
         main([f"resume={tmp_path}"])
+    (tmp_path / "a.ckpt").touch()
+    with pytest.raises(ConfigError, match=r"resume=.*a.ckpt: is a file; name the run folder that it lies in"):
+        main([f"resume={tmp_path / 'a.ckpt'}"])
+    with pytest.raises(ConfigError, match="say which run goes on"):
+        main(["resume="])
 
 
 def test_last_is_the_newest_of_the_experiment(tmp_path: Path) -> None:
