@@ -73,7 +73,7 @@ BENCHMARKS = {
     "ddp_scaling": ["--images", "6200", "--batch", "64", "--repeats", "1"],
     "folder_decode": ["--count", "40", "--rounds", "1", "--epochs", "1"],
     "store_scaling": ["--sizes", "1000", "2000", "--images", "500"],
-    "crystal_step": ["--samples", "300", "--batch-size", "32", "--epochs", "1", "--stock-batches", "2"],
+    "crystal_step": ["--samples", "300", "--batch-size", "32", "--epochs", "2", "--stock-batches", "2"],
     "graph_building": ["--structures", "60"],
 }
 """Every benchmark, with the options that make it small."""

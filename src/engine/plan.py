@@ -118,6 +118,7 @@ def quiet() -> None:
         r".*does not have many workers",  # whole batches are gathered from memory: workers would be slower
         r".*your dataloader is not resumable",  # its sampler is, by the position in Lightning's loops
         r".*The `srun` command is available",  # on a login node; who wants to train there knows
+        r".*`torch.jit.script` is deprecated",  # of torch_geometric's making
         r".*sync_dist=True",  # torchmetrics has reduced the values over the processes already
         r".*is smaller than the logging interval",  # every epoch is a row anyway
         r".*Checkpoint directory .* exists and is not empty",  # it is this run's own
