@@ -31,6 +31,7 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import CGConv, global_mean_pool
 
+from benchmarks._alternate import Alternate
 from src.config import compose
 from src.engine.plan import Plan, plan_run, prepare_data
 from src.engine.run import claim
@@ -98,22 +99,6 @@ class Stock(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, as in the run."""
         return torch.optim.AdamW(self.parameters(), lr=3e-3, weight_decay=1e-4, fused=True)
-
-
-class Alternate(Callback):
-    """Runs the loop between the epochs of the run; an epoch of the run lasts from the end of one loop to the next."""
-
-    def __init__(self, loop: HandWritten) -> None:
-        self.loop = loop
-        self.seconds: dict[str, list[float]] = {"run": [], "loop": []}
-        self._resumed: float | None = None
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        """Takes the run's time, then the loop's."""
-        if self._resumed is not None:
-            self.seconds["run"].append(time.perf_counter() - self._resumed)
-        self.seconds["loop"].append(self.loop.epoch())
-        self._resumed = time.perf_counter()
 
 
 class Epochs(Callback):

@@ -19,13 +19,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor, nn
 
+from benchmarks._alternate import Alternate
 from src.config import compose
 from src.engine.plan import Plan, plan_run
 from src.engine.run import claim
@@ -81,22 +80,6 @@ class HandWritten:
     def batch(self, split: str, index: Tensor) -> tuple[Tensor, Tensor]:
         """Gathers and normalises one batch."""
         return self.x[split][index].float().div_(255).sub_(self.mean).div_(self.std), self.y[split][index]
-
-
-class Alternate(Callback):
-    """Runs the loop between the epochs of the run; an epoch of the run lasts from the end of one loop to the next."""
-
-    def __init__(self, loop: HandWritten) -> None:
-        self.loop = loop
-        self.seconds: dict[str, list[float]] = {"run": [], "loop": []}
-        self._resumed: float | None = None
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        """Takes the run's time, then the loop's."""
-        if self._resumed is not None:
-            self.seconds["run"].append(time.perf_counter() - self._resumed)
-        self.seconds["loop"].append(self.loop.epoch())
-        self._resumed = time.perf_counter()
 
 
 def measure(overrides: list[str], epochs: int) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """What happens to a whole batch of photos on the device: crops, flips and colours of their own for each image."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -107,20 +106,16 @@ def color_jitter(x_BCHW: Tensor, strength: float) -> Tensor:
 
 
 def in_parts(count: int, work: Callable[[slice], None]) -> None:
-    """Works on a few images of a batch at a time, in as many threads as torch may use.
+    """Works on a few images of a batch at a time, in one thread.
 
     Torch's own threads would share every small operation and wait for each other at the end of each, which on a machine
-    that is busy with something else takes a thousand times as long as the operation. The threads end with the batch: a
-    process that is forked meanwhile would wait for them for ever.
+    that is busy with something else takes a thousand times as long as the operation. Threads that take whole parts were
+    measured too: they wait for Python's lock, and are half as fast as one.
     """
-    threads, parts = torch.get_num_threads(), [slice(start, start + CACHED) for start in range(0, count, CACHED)]
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        if threads == 1 or len(parts) < 2:
-            for part in parts:
-                work(part)
-        else:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                list(pool.map(work, parts))
+        for start in range(0, count, CACHED):
+            work(slice(start, start + CACHED))
     finally:
         torch.set_num_threads(threads)

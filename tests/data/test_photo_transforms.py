@@ -131,7 +131,7 @@ def test_threads_do_not_change_the_photos(two_threads: None) -> None:
     assert torch.equal(*results)
 
 
-def test_a_failure_in_a_thread_is_raised(two_threads: None) -> None:
+def test_the_threads_come_back_after_a_failure(two_threads: None) -> None:
     def work(part: slice) -> None:
         if part.start:
             raise KeyError(part.start)
