@@ -31,6 +31,7 @@ from torchvision import datasets, transforms  # type: ignore[import-untyped]
 
 from src.config import compose
 from src.data.photos import ImageFolderDataModule
+from src.engine.trainer import keep_freed_memory
 
 SIZE, BATCH = 128, 32
 
@@ -118,6 +119,7 @@ def main() -> None:
         print(peak_mb())
         return
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as every run does; the workers of torchvision's loader inherit it
     with tempfile.TemporaryDirectory() as folder:
         root = Path(arguments.root or folder)
         if arguments.root is None:

@@ -82,7 +82,7 @@ class CIFAR10DataModule(ImageDataModule):
 
     def augment(self, x_BCHW: Tensor) -> Tensor:
         """Crops and flips."""
-        return self.crop_and_flip(x_BCHW)
+        return super().augment(self.crop_and_flip(x_BCHW))
 
     @property
     def folder(self) -> Path:

@@ -116,15 +116,14 @@ class ImageDataModule(DataModule):
         return list(self.splits["train"].x_NCHW.shape[1:])
 
     def augment(self, x_BCHW: Tensor) -> Tensor:
-        """Changes the uint8 images of a training batch on the device; a subclass says how, here they stay."""
-        return x_BCHW
+        """Normalises the uint8 images of a training batch on the device; a subclass changes them before."""
+        return self.normalize(x_BCHW)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augments (while training) and normalises a batch where the model will read it, in the run's precision."""
         assert isinstance(batch.x, Tensor)
-        if self.trainer is not None and self.trainer.training:
-            batch.x = self.augment(batch.x)
-        batch.x = self.normalize(batch.x)
+        training = self.trainer is not None and self.trainer.training
+        batch.x = self.augment(batch.x) if training else self.normalize(batch.x)
         if self.trainer is not None:
             batch.x = self.trainer.precision_plugin.convert_input(batch.x)
         return batch

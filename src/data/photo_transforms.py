@@ -1,14 +1,16 @@
 """What happens to a whole batch of photos on the device: crops, flips and colours of their own for each image."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from src.data.transforms import Normalize
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 LOG_RATIO = 0.28768207245178096  # of width to height: log(4 / 3), as in Szegedy et al. 2015
-CACHED = 4  # images whose float values stay in a CPU's cache
 
 
 def center_crop(x_BCHW: Tensor, size: int) -> Tensor:
@@ -41,18 +43,29 @@ def random_resized_crop(x_BCHW: Tensor, size: int, min_area: float, flip: bool) 
 
 def resize_each(x_BCHW: Tensor, boxes_B5: Tensor, size: int) -> Tensor:
     """Resizes rectangles (top, height, left, width, whether mirrored) of uint8 images one by one: fast on a CPU."""
-    out = torch.empty((*x_BCHW.shape[:2], size, size), dtype=torch.uint8, memory_format=torch.channels_last)
-    boxes = boxes_B5.int().tolist()
-
-    def resize(part: slice) -> None:
-        for image, result, box in zip(x_BCHW[part], out[part], boxes[part], strict=True):
+    out_BHWC = torch.empty((len(x_BCHW), size, size, x_BCHW.shape[1]), dtype=torch.uint8)
+    with one_thread():
+        for x_HWC, out_HWC, box in zip(x_BCHW.permute(0, 2, 3, 1), out_BHWC, boxes_B5.int().tolist(), strict=True):
             top, height, left, width, mirrored = box
-            crop = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-            crop = interpolate(crop, (size, size), mode="bilinear", antialias=True)[0]
-            result.copy_(crop.flip(-1) if mirrored else crop)
+            crop_HWC = x_HWC[top : top + height, left : left + width]
+            crop_HWC = crop_HWC.flip(1) if mirrored else crop_HWC.contiguous()
+            crop_1CHW = crop_HWC.unsqueeze(0).permute(
+                0, 3, 1, 2
+            )  # in this order its strides are those of channels-last
+            resized_1CHW = interpolate(crop_1CHW, (size, size), mode="bilinear", antialias=True)
+            out_HWC.copy_(resized_1CHW[0].permute(1, 2, 0))
+    return out_BHWC.permute(0, 3, 1, 2)
 
-    in_parts(len(out), resize)
-    return out
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keeps torch's threads out of operations so small that sharing them takes longer than doing them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def resize_all(x_BCHW: Tensor, boxes_B5: Tensor, size: int) -> Tensor:
@@ -74,48 +87,27 @@ def resizing(start_B: Tensor, length_B: Tensor, side: int, size: int) -> Tensor:
     return weights_BOS / weights_BOS.sum(2, keepdim=True)
 
 
-def color_jitter(x_BCHW: Tensor, strength: float) -> Tensor:
+def color_jitter(x_BCHW: Tensor, strength: float, normalize: Normalize) -> Tensor:
     """Changes brightness, contrast and saturation, in this order, each by a factor from 1 - strength to 1 + strength.
 
-    The three are one affine map of the colours, and the result is clamped once, at its end.
+    The three and the normalisation are one affine map of the colours, and the result is clamped once, at its end.
 
     Args:
         x_BCHW: RGB images from 0 to 255.
         strength: From 0 to below 1.
+        normalize: What follows.
 
     Returns:
-        Float32 images from 0 to 255.
+        Normalised float32 images.
     """
+    scale_C1, shift_C1 = (tensor_C11.flatten(1) for tensor_C11 in normalize.constants(x_BCHW.device))
     luma_C = torch.tensor(LUMA, device=x_BCHW.device)
     factors = 1 + strength * (2 * torch.rand(3, len(x_BCHW), 1, 1, device=x_BCHW.device) - 1)
     brightness, contrast, saturation = factors
     mix_BCC = saturation * torch.eye(3, device=x_BCHW.device) + (1 - saturation) * luma_C
-    map_BCC, gray_B11 = brightness * contrast * mix_BCC, brightness * (1 - contrast)
-    out = torch.empty(x_BCHW.shape, device=x_BCHW.device)
-
-    def change(part: slice) -> None:
-        x_BCL = x_BCHW[part].flatten(2).contiguous().float()  # one plane a channel: an eighth of the time
-        bias_B11 = (x_BCL.mean(2) @ luma_C).view(-1, 1, 1) * gray_B11[part]
-        torch.baddbmm(bias_B11.expand(-1, 3, 1), map_BCC[part], x_BCL, out=out[part].flatten(2)).clamp_(0, 255)
-
-    if x_BCHW.device.type == "cpu":
-        in_parts(len(out), change)
-    else:
-        change(slice(None))
-    return out
-
-
-def in_parts(count: int, work: Callable[[slice], None]) -> None:
-    """Works on a few images of a batch at a time, in one thread.
-
-    Torch's own threads would share every small operation and wait for each other at the end of each, which on a machine
-    that is busy with something else takes a thousand times as long as the operation. Threads that take whole parts were
-    measured too: they wait for Python's lock, and are half as fast as one.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for start in range(0, count, CACHED):
-            work(slice(start, start + CACHED))
-    finally:
-        torch.set_num_threads(threads)
+    x_BCL = x_BCHW.flatten(2).contiguous().float()  # one plane a channel: an eighth of the time
+    gray_B11 = brightness * (1 - contrast) * (x_BCL.mean(2) @ luma_C).view(-1, 1, 1)
+    out_BCL = torch.baddbmm(gray_B11 * scale_C1 + shift_C1, brightness * contrast * mix_BCC * scale_C1, x_BCL)
+    for plane_BL, (low, high) in zip(out_BCL.unbind(1), normalize.ranges, strict=True):
+        plane_BL.clamp_(low, high)  # by numbers: by tensors it takes three times as long
+    return out_BCL.view(x_BCHW.shape)

@@ -203,7 +203,7 @@ class ImageFolderDataModule(ImageDataModule):
     def augment(self, x_BCHW: Tensor) -> Tensor:
         """Crops, mirrors and colours each image of a training batch on its own."""
         x_BCHW = random_resized_crop(x_BCHW, self.image_size, self.crop_scale, self.flip)
-        return color_jitter(x_BCHW, self.jitter) if self.jitter else x_BCHW
+        return color_jitter(x_BCHW, self.jitter, self.normalize) if self.jitter else self.normalize(x_BCHW)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Outside of training keeps the middle; the rest as of all images."""

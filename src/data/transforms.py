@@ -12,18 +12,27 @@ class Normalize:
     Args:
         mean: Of each channel, in units of the full range (0 to 1).
         std: Likewise.
+
+    Attributes:
+        ranges: What the smallest and the largest value of each channel become.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         mean_C11, std_C11 = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (mean, std))
-        self.scale_C11 = (1 / (255 * std_C11)).float()
-        self.shift_C11 = (-mean_C11 / std_C11).float()
+        self.ranges = [(-m / s, (1 - m) / s) for m, s in zip(mean, std, strict=True)]
+        self._scale_C11 = (1 / (255 * std_C11)).float()
+        self._shift_C11 = (-mean_C11 / std_C11).float()
+
+    def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Returns what the values of each channel are multiplied by, and what is added then, both [C, 1, 1]."""
+        if self._scale_C11.device != device:
+            self._scale_C11, self._shift_C11 = self._scale_C11.to(device), self._shift_C11.to(device)
+        return self._scale_C11, self._shift_C11
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         """Returns a new float32 tensor; `x_BCHW` stays as it is."""
-        if self.scale_C11.device != x_BCHW.device:
-            self.scale_C11, self.shift_C11 = self.scale_C11.to(x_BCHW.device), self.shift_C11.to(x_BCHW.device)
-        return x_BCHW.to(torch.float32, copy=True).mul_(self.scale_C11).add_(self.shift_C11)
+        scale_C11, shift_C11 = self.constants(x_BCHW.device)
+        return x_BCHW.to(torch.float32, copy=True).mul_(scale_C11).add_(shift_C11)
 
 
 class RandomCropFlip:

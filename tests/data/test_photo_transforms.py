@@ -11,11 +11,12 @@ from src.data.photo_transforms import (
     LUMA,
     center_crop,
     color_jitter,
-    in_parts,
+    one_thread,
     random_resized_crop,
     resize_all,
     resize_each,
 )
+from src.data.transforms import Normalize
 
 
 def photos(count: int = 6, side: int = 40) -> torch.Tensor:
@@ -24,6 +25,7 @@ def photos(count: int = 6, side: int = 40) -> torch.Tensor:
     return interpolate(small, (side, side), mode="bilinear").contiguous(memory_format=torch.channels_last)
 
 
+BYTES = Normalize([0.0] * 3, [1 / 255] * 3)  # leaves the values as they are
 BOXES = torch.tensor(
     [[0, 40, 0, 40, 0], [3, 20, 5, 30, 0], [3, 20, 5, 30, 1], [0, 40, 10, 7, 1], [39, 1, 0, 1, 0]]
 ).float()
@@ -84,7 +86,7 @@ def test_jitter_is_brightness_then_contrast_then_saturation(monkeypatch: pytest.
     x = 80 + photos(7).float() / 4  # nothing to clamp on the way
     draws = torch.rand(3, 7, 1, 1)
     monkeypatch.setattr(torch, "rand", lambda *shape, device: draws)
-    out = color_jitter(x, 0.3)
+    out = color_jitter(x, 0.3, BYTES)
     for image, result, (b, c, s) in zip(x, out, (1 + 0.3 * (2 * draws.view(3, 7).T - 1)).tolist(), strict=True):
         expected = image * b
         expected = c * expected + (1 - c) * (torch.tensor(LUMA) @ expected.mean((1, 2)))
@@ -97,12 +99,20 @@ def test_jitter_is_brightness_then_contrast_then_saturation(monkeypatch: pytest.
 
 def test_jitter_takes_bytes_and_keeps_the_range() -> None:
     x = photos(9)
-    out = color_jitter(x, 0.9)
+    out = color_jitter(x, 0.9, BYTES)
     assert out.dtype == torch.float32
     assert out.min() >= 0
     assert out.max() <= 255
-    torch.testing.assert_close(color_jitter(x, 0.0), x.float(), rtol=0, atol=1e-3)
-    assert color_jitter(x[:0], 0.5).shape == (0, 3, 40, 40)
+    torch.testing.assert_close(color_jitter(x, 0.0, BYTES), x.float(), rtol=0, atol=1e-3)
+    assert color_jitter(x[:0], 0.5, BYTES).shape == (0, 3, 40, 40)
+
+
+def test_jitter_normalises() -> None:
+    x, normalize = photos(9), Normalize([0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
+    torch.manual_seed(3)
+    plain = color_jitter(x, 0.9, BYTES)
+    torch.manual_seed(3)
+    torch.testing.assert_close(color_jitter(x, 0.9, normalize), normalize(plain), rtol=1e-5, atol=1e-5)
 
 
 def test_center_crop() -> None:
@@ -126,16 +136,13 @@ def test_threads_do_not_change_the_photos(two_threads: None) -> None:
     for threads in (2, 1):
         torch.set_num_threads(threads)
         torch.manual_seed(5)
-        results.append(color_jitter(random_resized_crop(x, 16, 0.3, flip=True), 0.3))
+        results.append(color_jitter(random_resized_crop(x, 16, 0.3, flip=True), 0.3, BYTES))
         assert torch.get_num_threads() == threads
     assert torch.equal(*results)
 
 
 def test_the_threads_come_back_after_a_failure(two_threads: None) -> None:
-    def work(part: slice) -> None:
-        if part.start:
-            raise KeyError(part.start)
-
-    with pytest.raises(KeyError):
-        in_parts(11, work)
+    with pytest.raises(KeyError), one_thread():
+        assert torch.get_num_threads() == 1
+        raise KeyError
     assert torch.get_num_threads() == 2
