@@ -4,6 +4,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import signal
 import sqlite3
 import threading
@@ -191,7 +192,12 @@ def read_cif(folder: Path, key: tuple[str, Mapping[str, str], str | None]) -> At
     path = folder / f"{name}.cif"
     if not path.is_file():
         raise BadStructureError(f"there is no file {path.name}")
-    atoms = _only(ase.io.read(io.StringIO(path.read_text(encoding="utf-8", errors="replace")), 0, "cif"))
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not re.search(r"^data_", text, re.MULTILINE | re.IGNORECASE):  # this and the next ASE refuses without a word
+        raise BadStructureError("it is no CIF: no line begins with data_")
+    if re.search(r"^_cell_length_[abc]\s+[-+]?0*\.?0*(\(\d+\))?\s*$", text, re.MULTILINE | re.IGNORECASE):
+        raise BadStructureError("its cell has a length of 0")
+    atoms = _only(ase.io.read(io.StringIO(text), 0, "cif"))
     for site, shares in atoms.info.get("occupancy", {}).items():  # ASE takes the most frequent element in silence
         if len(shares) > 1 or any(isinstance(share, float) and share < 1 for share in shares.values()):
             there = ", ".join(f"{element} {share}" for element, share in shares.items())

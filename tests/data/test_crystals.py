@@ -214,7 +214,7 @@ def test_inputs_for_a_prediction(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_inputs(tmp_path / "cifs", GraphSettings())
     assert str(caught.value) == (
-        f"{tmp_path}/cifs: 1 of 5 crystals cannot be used\n    b: b.cif: it cannot be read (StopIteration)"
+        f"{tmp_path}/cifs: 1 of 5 crystals cannot be used\n    b: b.cif: it is no CIF: no line begins with data_"
     )
     assert not list(tmp_path.rglob("graphs*"))
 
@@ -240,12 +240,13 @@ Au 0.5 0.5 0.5 1.0
 """
 
 BAD_CIFS = {
-    "": "it cannot be read (StopIteration)",
-    "some text": "it cannot be read (AssertionError)",
+    "": "it is no CIF: no line begins with data_",
+    "some text": "it is no CIF: no line begins with data_",
     CIF.replace("Cu 0", "Zz 0"): "it cannot be read (KeyError: 'Zz')",
     CIF.replace("_a 3.9", "_a x"): "it cannot be read (ValueError: could not convert string to float: 'x')",
     CIF.replace("_cell_length_a 3.9\n", ""): "it has no cell",
-    CIF.replace("_a 3.9", "_a 0"): "it cannot be read (AssertionError)",
+    CIF.replace("_a 3.9", "_a 0"): "its cell has a length of 0",
+    CIF.replace("_c 3.9", "_c 0.000(2)"): "its cell has a length of 0",
     CIF.replace("_gamma 90", "_gamma 0.001"): "its cell has a volume of 0.00104 cubic angstrom",
     CIF.replace("0.5 0.5 0.5", "0.01 0 0"): "atoms 0 and 1 overlap: they are 0.039 angstrom apart",
     CIF.replace("3.9", "40"): "atom 0 has no neighbour within 8 angstrom",
@@ -356,7 +357,7 @@ def test_bad_crystals_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureF
     message = refusal(folder).splitlines()
     assert message[0] == f"{folder}: 15 of 30 crystals cannot be used"
     assert message[1:3] == [
-        "    c3: row 4: it cannot be read (StopIteration)",
+        "    c3: row 4: it is no CIF: no line begins with data_",
         "    c16: row 17: there is no file c16.cif",
     ]
     assert message[10:] == [
@@ -368,7 +369,7 @@ def test_bad_crystals_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureF
     data = crystals_of(folder, on_bad="skip")
     assert sorted(targets_by_name(data)) == sorted(f"c{number}" for number in range(16) if number != 3)
     assert data.bad_files[:2] == [
-        ("c3", "row 4: it cannot be read (StopIteration)"),
+        ("c3", "row 4: it is no CIF: no line begins with data_"),
         ("c16", "row 17: there is no file c16.cif"),
     ]
     assert len(data.bad_files) == 15
