@@ -70,6 +70,7 @@ class DataModule(LightningDataModule):
         splits: "train", "val" and "test", after `setup`.
         facts: What the model, the dashboard and a checkpoint must know of the data, as plain values; after `setup`.
         bad_files: Files that are left out, and why; after `setup`.
+        repeats: Whether every epoch has the batches of the first.
     """
 
     def __init__(self, batch_size: int, seed: int) -> None:
@@ -79,6 +80,7 @@ class DataModule(LightningDataModule):
         self.splits: Mapping[str, Any] = {}
         self.facts: dict[str, Any] = {}
         self.bad_files: list[tuple[str, str]] = []
+        self.repeats = False
 
     @property
     def folder(self) -> Path | None:
@@ -191,7 +193,8 @@ class DataModule(LightningDataModule):
 
     def _train_sampler(self, rank: int, world_size: int) -> TrainSampler:
         samples = len(self.splits["train"])
-        return TrainSampler(samples, self.batch_size, self.seed, rank, world_size, self.sample_weights())
+        weights_N = self.sample_weights()
+        return TrainSampler(samples, self.batch_size, self.seed, rank, world_size, weights_N, self.repeats)
 
     def _eval_loader(self, split: str) -> DataLoader[Any]:
         return self._loader(split, EvalSampler(len(self.splits[split]), self.batch_size, *self._rank_and_world_size()))

@@ -29,6 +29,7 @@ class TrainSampler(Sampler[Tensor]):
         rank: This process.
         world_size: Number of processes.
         weights_N: How likely each sample is drawn, in any unit; None for a permutation.
+        repeats: Whether every epoch has the order of the first.
 
     Raises:
         ConfigError: If the batch does not divide by the processes, or the training part is smaller than one batch.
@@ -42,10 +43,11 @@ class TrainSampler(Sampler[Tensor]):
         rank: int = 0,
         world_size: int = 1,
         weights_N: Tensor | None = None,
+        repeats: bool = False,
     ) -> None:
         _check_batch_size(num_samples, batch_size, world_size)
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
-        self.rank, self.world_size, self.weights_N = rank, world_size, weights_N
+        self.rank, self.world_size, self.weights_N, self.repeats = rank, world_size, weights_N, repeats
         self.epoch = 0
         self._resumed = (0, 0)
 
@@ -57,7 +59,9 @@ class TrainSampler(Sampler[Tensor]):
         """Yields [batch_size / world_size] positions per step, from the resumed one on in the resumed epoch."""
         # A generator, so that the epoch is read at the first batch: Lightning sets it after it calls iter().
         # The offset is kept, not used up: a DataLoader with workers calls iter() twice.
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "permutation", self.epoch))
+        generator = torch.Generator().manual_seed(
+            derive_seed(self.seed, "permutation", 0 if self.repeats else self.epoch)
+        )
         if self.weights_N is None:
             order = torch.randperm(self.num_samples, generator=generator)
         else:

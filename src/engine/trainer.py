@@ -10,7 +10,13 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.profilers import (
+    AdvancedProfiler,
+    PassThroughProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 
 from src.config import build
 from src.engine.blackbox import BlackBox
@@ -23,6 +29,8 @@ from src.engine.run import Closable, Run
 from src.engine.sharding import with_strategy
 from src.tracking.local import LocalLogger
 from src.tracking.progress import Progress
+
+PROFILERS: dict[str, type[Any]] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
 class Unprofiled(PassThroughProfiler):
@@ -61,11 +69,15 @@ class Patience(EarlyStopping):
 def build_trainer(plan: Plan, run: Run) -> Trainer:
     """Builds the Trainer of a run."""
     keep_freed_memory()
+    arguments = {**with_strategy(plan.cfg["trainer"]), "profiler": build_profiler(plan.cfg["trainer"], run.folder)}
+    if batches := arguments.pop("overfit_batches", 0):  # Lightning's own would put another sampler in place of ours
+        plan.datamodule.repeats = True
+        arguments["limit_train_batches"] = batches
     if plan.cfg["compile"]["backend"] is not None:
         # In place: the keys of the state dict stay what they are without compilation.
         plan.module.net.compile(backend=plan.cfg["compile"]["backend"], mode=plan.cfg["compile"]["mode"])
     return Trainer(
-        **{"profiler": Unprofiled(), **with_strategy(plan.cfg["trainer"])},
+        **arguments,
         logger=build_loggers(plan, run),
         callbacks=build_callbacks(plan, run),
         plugins=[AtomicCheckpointIO()],
@@ -73,6 +85,14 @@ def build_trainer(plan: Plan, run: Run) -> Trainer:
         num_sanity_val_steps=0,  # the preflight has looked already
         use_distributed_sampler=False,  # ours pads nothing
     )
+
+
+def build_profiler(arguments: Mapping[str, Any], folder: Path) -> Profiler:
+    """Builds the profiler of ``trainer.profiler``, which writes into the run folder."""
+    if arguments.get("profiler") is None:
+        return Unprofiled()
+    profiler: Profiler = PROFILERS[arguments["profiler"]](dirpath=folder / "profile", filename=arguments["profiler"])
+    return profiler
 
 
 def keep_freed_memory() -> None:

@@ -1,0 +1,63 @@
+"""``debug=...``: what each choice is for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.config import ConfigError
+from src.data.sampler import TrainSampler
+from tests.conftest import status
+
+Train = Callable[..., dict[str, float]]
+Folders = Callable[[], list[Path]]
+
+
+def test_fast_runs_one_batch_of_every_stage(train: Train, run_folders: Folders) -> None:
+    assert "test/acc" in train("debug=fast")
+    (folder,) = run_folders()
+    assert status(folder)["state"] == "finished"
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_limit_does_all_that_a_run_does(train: Train, run_folders: Folders) -> None:
+    train("debug=limit")
+    (folder,) = run_folders()
+    assert (folder / "checkpoints/best.ckpt").is_file()
+    assert (folder / "plots/confusion_matrix.png").is_file()
+    assert status(folder)["epoch"] == 1
+
+
+def test_overfit_learns_one_batch_by_heart(train: Train) -> None:
+    metrics = train("debug=overfit")
+    assert metrics["train/acc"] == 1
+    assert metrics["train/loss"] < 0.01
+
+
+def test_the_batches_of_the_first_epoch_come_again() -> None:
+    sampler = TrainSampler(10, 4, seed=1, repeats=True)
+    epochs = []
+    for epoch in (0, 1, 5):
+        sampler.set_epoch(epoch)
+        epochs.append(torch.stack(list(sampler)))
+    assert torch.equal(epochs[0], epochs[1])
+    assert torch.equal(epochs[0], epochs[2])
+    assert torch.equal(epochs[0], torch.stack(list(TrainSampler(10, 4, seed=1))))
+
+
+@pytest.mark.parametrize(("profiler", "what"), [("simple", "run_training_batch"), ("pytorch", "aten::")])
+def test_profile_lies_in_the_run_folder(profiler: str, what: str, train: Train, run_folders: Folders) -> None:
+    train("debug=profile", f"trainer.profiler={profiler}", "trainer.limit_train_batches=8")
+    (folder,) = run_folders()
+    assert what in (folder / f"profile/fit-{profiler}.txt").read_text()
+
+
+def test_an_unknown_profiler_is_refused(train: Train) -> None:
+    with pytest.raises(ConfigError, match="profiler"):
+        train("debug=profile", "trainer.profiler=simpel")
+
+
+def test_anomaly_names_the_function(train: Train) -> None:
+    with pytest.raises(RuntimeError, match=r"Function 'LogSoftmaxBackward0' returned nan values"):
+        train("debug=anomaly", "optimizer.lr=1e38", "black_box=false")
