@@ -40,7 +40,9 @@ def test_default_experiment_on_the_command_line(command: Command, run_folders: F
     assert report["metrics"]["test/acc"] >= 0.88
     assert f"test/acc {report['metrics']['test/acc']:>11.4f}" in done.stdout
     assert report["best"]["metric"] == "val/acc"
-    assert {path.name for path in (folder / "plots").iterdir()} == {"loss_curves.png", "confusion_matrix.png"}
+    assert {path.stem for path in (folder / "plots").iterdir()} == {
+        "loss_curves", "confusion_matrix", "precision_recall", "roc", "calibration", "worst", "training_batch",
+    }  # fmt: skip
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
