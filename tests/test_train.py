@@ -310,7 +310,7 @@ def test_stages_can_be_left_out(train: Train, run_folders: Folders) -> None:
     assert "val/acc" in metrics
     assert "test/acc" not in metrics
     assert "test/acc" in train("train=false")
-    assert status(run_folders()[1])["metrics"].keys() == {"test/loss", "test/acc", "test/f1"}
+    assert status(run_folders()[1])["metrics"].keys() == {"test/loss", "test/acc", "test/f1", "test/ece"}
 
 
 def test_lightning_debug_runs_work(train: Train) -> None:
