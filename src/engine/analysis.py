@@ -11,6 +11,7 @@ from torch import Tensor
 
 from src.data.base import DataModule
 from src.modules.metrics import CALIBRATION_BINS as BINS
+from src.tracking.plots import MEAN
 
 WORST = 16
 """Samples that are shown one by one."""
@@ -97,7 +98,7 @@ def class_curves(scores: NDArray[np.int64], names: NDArray[np.str_]) -> tuple[Co
             "tpr": np.mean([np.interp(grid, fall_out[k], recall[k]) for k in there], axis=0),
             **{name: area[there].mean() for name, area in areas.items()},
         }
-        curves.append({"name": "macro average", "recall": grid, "fpr": grid, **means})
+        curves.append({"name": MEAN, "recall": grid, "fpr": grid, **means})
     return areas, curves
 
 

@@ -56,7 +56,7 @@ def test_sums_are_torchmetrics_binned_curves(classes: int, monkeypatch: pytest.M
     assert torch.equal(counts[1].sum(1), target.bincount(minlength=classes))
     everywhere, own = counts.flip(2).cumsum(2).flip(2)[:, :, 1:]  # the first bin is below all thresholds
     precision, recall, _ = multiclass_precision_recall_curve(
-        logits.softmax(1), target, classes, thresholds=metric.thresholds, validate_args=False
+        logits.softmax(1), target, classes, thresholds=torch.linspace(-16, 16, 257).sigmoid(), validate_args=False
     )
     there = target.bincount(minlength=classes) > 0
     torch.testing.assert_close((own / own[:, :1])[there], recall[there, :-1])
@@ -64,12 +64,14 @@ def test_sums_are_torchmetrics_binned_curves(classes: int, monkeypatch: pytest.M
     torch.testing.assert_close((own / everywhere)[some], precision[:, :-1][some])
 
 
-def test_outputs_in_half_precision() -> None:
-    logits, target = data(4)
-    for metric in (Predictions(columns=5), ScoreHistogram(4)):
-        for values in (logits.bfloat16(), logits.bfloat16().float()):
-            metric.reset()
-            metric.update(values, target, **({"index": torch.arange(200)} if isinstance(metric, Predictions) else {}))
-            result = metric.compute()
-            result = result["samples"] if isinstance(metric, Predictions) else result
-            assert result.dtype == (torch.float32 if isinstance(metric, Predictions) else torch.int64)
+def test_certainty_and_half_precision() -> None:
+    """Probabilities of 0 and 1 are in the last bins, whatever the precision of the logits."""
+    logits, target = torch.tensor([[100.0, -100.0], [-100.0, 100.0]]), torch.tensor([0, 0])
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        scores, samples = ScoreHistogram(2), Predictions(columns=5)
+        scores.update(logits.to(dtype), target)
+        samples.update(logits.to(dtype), target, index=torch.arange(2))
+        assert scores.compute()[..., [0, -1]].tolist() == [[[1, 1], [1, 1]], [[1, 1], [0, 0]]]
+        rows = samples.compute()["samples"]
+        assert rows.dtype == torch.float32
+        assert rows.tolist() == [[0, 0, 0, 0, 1, 1], [1, 200, 1, 0, 1, 0]]
