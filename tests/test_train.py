@@ -40,7 +40,9 @@ def test_default_experiment_on_the_command_line(command: Command, run_folders: F
     assert report["metrics"]["test/acc"] >= 0.88
     assert f"test/acc {report['metrics']['test/acc']:>11.4f}" in done.stdout
     assert report["best"]["metric"] == "val/acc"
-    assert {path.name for path in (folder / "plots").iterdir()} == {"loss_curves.png", "confusion_matrix.png"}
+    assert {path.stem for path in (folder / "plots").iterdir()} == {
+        "loss_curves", "confusion_matrix", "precision_recall", "roc", "calibration", "worst", "training_batch",
+    }  # fmt: skip
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__.partition("+")[0]
@@ -308,7 +310,7 @@ def test_stages_can_be_left_out(train: Train, run_folders: Folders) -> None:
     assert "val/acc" in metrics
     assert "test/acc" not in metrics
     assert "test/acc" in train("train=false")
-    assert status(run_folders()[1])["metrics"].keys() == {"test/loss", "test/acc", "test/f1"}
+    assert status(run_folders()[1])["metrics"].keys() == {"test/loss", "test/acc", "test/f1", "test/ece"}
 
 
 def test_lightning_debug_runs_work(train: Train) -> None:

@@ -145,6 +145,10 @@ class DataModule(LightningDataModule):
         """Returns weights [N] to draw training samples by; None to draw each once an epoch."""
         return None
 
+    def describe_sample(self, split: str, position: int) -> dict[str, str]:
+        """Returns what people know a sample by: its ``id``, and more where a subclass knows more."""
+        return {"id": f"{split} {position}"}
+
     def num_workers(self, split: str) -> int:
         """Returns the processes that read a split; none where a batch is gathered from memory."""
         return 0

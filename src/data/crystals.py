@@ -20,7 +20,7 @@ from src.data.emt import CARD, TARGET, UNIT, emt_alloy
 from src.data.graphs import Arrays, Catalogue, GraphSplit, load_graphs, note
 from src.data.neighbors import GraphSettings, Integers
 from src.data.split import group_split
-from src.data.structures import MAX_Z
+from src.data.structures import MAX_Z, reduced_formula
 
 SHOWN = 10  # bad crystals that a message lists
 
@@ -181,6 +181,11 @@ class CrystalDataModule(DataModule):
                     f"data: the model was trained on {facts.get('name')}, this is {self.name}\n"
                     f"    {name} of the model: {facts.get(name)}\n    {name} of the data: {self.facts.get(name)}"
                 )
+
+    def describe_sample(self, split: str, position: int) -> dict[str, str]:
+        """Returns the crystal's id and its reduced formula."""
+        crystal = self.splits[split].select(torch.tensor([position]))
+        return {"id": crystal.names[0], "formula": reduced_formula(crystal.z_N.numpy())}
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Puts the distances in the precision of the run."""

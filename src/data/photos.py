@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,6 +107,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.cache_dir = cache_dir
         self.memory_budget, self.disk_budget = int(memory_budget_mb * MB), int(disk_budget_mb * MB)
         self.store: Store | None = None
+        self.paths: Sequence[str] = ()
 
     @property
     def folder(self) -> Path:
@@ -135,7 +137,7 @@ class ImageFolderDataModule(ImageDataModule):
             ConfigError: If there are bad files that are not to be left out, or no splits can be made of the others.
         """
         listing = list_photos(self.folder, self.layout, self.name_of, self.nameless, type(self).class_names)
-        self.class_names = listing.class_names
+        self.class_names, self.paths = listing.class_names, listing.paths
         self.store = open_store(listing, self.store_size, self.cache, self.memory_budget, self.disk_budget)
         faults = {listing.paths[position]: fault for position, fault in self.store.faults.items()}
         self.bad_files = sorted({**listing.bad, **faults}.items())
@@ -157,6 +159,11 @@ class ImageFolderDataModule(ImageDataModule):
             for part, chosen in parts.items()
             if part != "predict" or len(chosen)
         }
+
+    def describe_sample(self, split: str, position: int) -> dict[str, str]:
+        """Returns the photo's path, relative to the folder."""
+        path = self.paths[self.splits[split].positions_N[position]]
+        return {"id": os.fsencode(path).decode(errors="replace")}  # a name need not be text
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """Returns mean and deviation of each channel of the training photos as they are stored, exactly.

@@ -103,19 +103,23 @@ def to_crystal(atoms: Atoms, targets: Sequence[str], settings: GraphSettings) ->
     _check_atoms(atoms)
     neighbors = nearest_neighbors(atoms.positions, atoms.cell.array, settings)
     _check_neighbors(neighbors, settings)
-    z, counts = np.unique(atoms.numbers, return_counts=True)
-    counts //= np.gcd.reduce(counts)
     return Crystal(
         atoms.numbers.astype(np.uint8),
         neighbors.degree.astype(np.uint16),
         neighbors.source.astype(np.int32),
         neighbors.distance.astype(np.float32),
         y_T,
-        "".join(
-            f"{chemical_symbols[element]}{count if count > 1 else ''}" for element, count in zip(z, counts, strict=True)
-        ),
+        reduced_formula(atoms.numbers),
         _digest(atoms),
     )
+
+
+def reduced_formula(z_N: NDArray[Any]) -> str:
+    """Returns the formula of some atoms, in the order of the atomic numbers, as "AlNi3"."""
+    z, counts = np.unique(z_N, return_counts=True)
+    counts //= np.gcd.reduce(counts)
+    symbols = [chemical_symbols[element] for element in z]
+    return "".join(f"{symbol}{n if n > 1 else ''}" for symbol, n in zip(symbols, counts, strict=True))
 
 
 def _targets(atoms: Atoms, names: Sequence[str]) -> list[float]:

@@ -3,6 +3,8 @@
 from lightning.pytorch import Trainer
 
 from src.config import Composed
+from src.engine.analysis import analyse
+from src.engine.pictures import save_worst
 from src.engine.plan import Plan
 from src.engine.run import Run, write_json
 from src.tracking.figures import log_figure
@@ -62,17 +64,30 @@ def finish(trainer: Trainer, plan: Plan, run: Run) -> dict[str, float]:
 
 
 def draw(trainer: Trainer, plan: Plan, run: Run) -> None:
-    """Draws loss curves and the test part's confusion matrix or parity plot, to ``plots/`` and to the trackers."""
+    """Draws the loss curves and what the test has shown, to ``plots/`` and to the trackers; writes ``results/``."""
     from src.tracking import plots  # matplotlib takes a second to import
 
-    figures, facts, tables = {}, plan.datamodule.facts, plan.module.tables.get("test", {})
+    figures, facts = {}, plan.datamodule.facts
     if rows := read_rows(run.folder):
         figures["loss_curves"] = plots.loss_curves(rows, plan.cfg["monitor"]["metric"])
-    if (counts := tables.get("confusion")) is not None:
-        figures["confusion_matrix"] = plots.confusion_matrix(counts.tolist(), facts["class_names"], "Test part")
-    if (pairs := tables.get("parity")) is not None:
-        figures["parity"] = plots.parity(pairs.numpy(), facts["target_names"], facts["target_units"])
-        figures["residuals"] = plots.residuals(pairs.numpy(), facts["target_names"], facts["target_units"])
+    if tables := plan.module.tables.get("test"):
+        result = analyse(tables, run.status["metrics"], plan.datamodule)
+        best = plan.cfg["train"] and not plan.cfg["trainer"].get("fast_dev_run")
+        result["checkpoint"] = "checkpoints/best.ckpt" if best else None
+        if "confusion" in tables:
+            confusion = tables["confusion"].tolist()
+            figures["confusion_matrix"] = plots.confusion_matrix(confusion, facts["class_names"], "Test part")
+            if curves := result["curves"]:  # none where only one class was tested
+                figures["precision_recall"], figures["roc"] = plots.precision_recall(curves), plots.roc(curves)
+            figures["calibration"] = plots.calibration(result["calibration"])
+        else:
+            pairs = tables["samples"][:, 1:].numpy().reshape(result["num_samples"], 2, -1)
+            figures["parity"] = plots.parity(pairs, facts["target_names"], facts["target_units"])
+            figures["residuals"] = plots.residuals(pairs, facts["target_names"], facts["target_units"])
+        if "mean" in facts:
+            figures["worst"] = plots.worst(save_worst(result["worst"], trainer, plan, run), result["worst"])
+        (run.folder / "results").mkdir(exist_ok=True)
+        write_json(run.folder / "results" / "test.json", result)
     for name, figure in figures.items():
         plots.save_png(figure, run.folder / "plots" / f"{name}.png")
         log_figure(trainer.loggers, f"plots/{name}", figure, trainer.global_step)

@@ -23,6 +23,7 @@ from src.engine.blackbox import BlackBox
 from src.engine.callbacks import Reporter
 from src.engine.checkpoint import AtomicCheckpointIO
 from src.engine.finetuning import Finetuning
+from src.engine.pictures import TrainingBatch
 from src.engine.plan import Plan
 from src.engine.resume import ResumePoints
 from src.engine.run import Closable, Run
@@ -122,6 +123,7 @@ def build_callbacks(plan: Plan, run: Run) -> list[Callback]:
     return [
         points,
         # Under FSDP a process has a part of the weights only: there the next row finds a loss that is not finite.
+        TrainingBatch(run),  # before the clocks start
         *([BlackBox(run, cfg)] if cfg["black_box"] and cfg["trainer"].get("strategy") != "fsdp" else []),
         Reporter(run, best, cfg["trainer"].get("log_every_n_steps") or 50),
         Progress(),

@@ -99,7 +99,7 @@ class BaseModule(LightningModule):
         x, target = self.mix(batch.x, batch.y) if split == "train" else (batch.x, batch.y)
         output = self(x)
         loss = self.loss(output, target)
-        self.epoch_metrics(split).add(output, batch.y, loss)
+        self.epoch_metrics(split).add(output, batch.y, loss, batch.index if split == "test" else None)
         return loss
 
     @with_signature

@@ -5,17 +5,23 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+from torchmetrics.functional.classification import binary_calibration_error
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from src.config import ConfigError
 from src.modules.base import BaseModule
+from src.modules.metrics import CALIBRATION_BINS, SampleTable
+
+CHUNK = 4_000_000
+"""Probabilities that are sorted into bins at a time."""
 
 
 class ClassificationModule(BaseModule):
     """Softmax cross-entropy; accuracy and macro-averaged F1, and the confusion matrix ``[true, predicted]``.
 
+    Of the test part also the expected calibration error ``ece``, each sample's prediction and the curves' counts.
     What changes images, targets or the loss does so in training alone: losses of an evaluation are plain cross-entropy,
     and accuracy always compares with the true class.
 
@@ -46,6 +52,8 @@ class ClassificationModule(BaseModule):
         super().__init__(**base)
         self.label_smoothing, self.channels_last = label_smoothing, channels_last
         self.mixing = build_mixing(mixup, cutmix, self.hparams["facts"]["num_classes"])
+        scores = ScoreHistogram(self.hparams["facts"]["num_classes"])
+        self.epoch_metrics("test").collection.add_metrics({"samples": Predictions(columns=5), "scores": scores})
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
         weights = balancing_weights(self.hparams["facts"]) if class_weights == "auto" else class_weights
@@ -82,6 +90,58 @@ class ClassificationModule(BaseModule):
         if not self.training:
             return nn.functional.cross_entropy(output, target)
         return nn.functional.cross_entropy(output, target, self.class_weights, label_smoothing=self.label_smoothing)
+
+
+class Predictions(SampleTable):
+    """Of each sample: loss, predicted class, true class, confidence (the largest probability), that of the true class.
+
+    With them comes ``ece``, the mean distance of confidence and accuracy over `CALIBRATION_BINS` bins of equal width
+    (Naeini et al. 2015), as torchmetrics defines it.
+    """
+
+    def numbers(self, preds: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+        logs_BK = preds.log_softmax(1)
+        (confidence, predicted), true = logs_BK.max(1), logs_BK.gather(1, target[:, None])[:, 0]
+        return torch.stack([-true, predicted, target, confidence.exp(), true.exp()], dim=1)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the rows and the error."""
+        rows = super().compute()
+        confidence, correct = rows[:, 4].contiguous(), (rows[:, 2] == rows[:, 3]).long()
+        return {"samples": rows, "ece": binary_calibration_error(confidence, correct, n_bins=CALIBRATION_BINS)}
+
+
+class ScoreHistogram(Metric):
+    """How the probabilities of each class lie between thresholds: ``[2, K, bins]``, of all samples and of its own.
+
+    The sums over the bins from a threshold on are the predicted and the true positives there, those of torchmetrics'
+    binned curves, which would look at all probabilities once for each threshold. The thresholds stand every 1/8 from
+    -16 to 16 in log-odds, because probabilities crowd at 0 and 1.
+
+    Args:
+        num_classes: K.
+    """
+
+    counts: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.add_state("counts", torch.zeros(2, num_classes, 258, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Takes logits ``[B, K]`` and classes ``[B]``."""
+        _, classes, bins = self.counts.shape
+        first_K = torch.arange(0, classes * bins, bins, device=preds.device)
+        samples = max(CHUNK // classes, 1)
+        for logits_BK, true_B in zip(torch.split(preds, samples), torch.split(target, samples), strict=True):
+            log_odds_BK = logits_BK.float().softmax(1).logit()
+            bin_BK = first_K + (8 * (log_odds_BK + 16) + 1).clamp(0, bins - 1).long()
+            for part, chosen in enumerate((bin_BK, bin_BK.gather(1, true_B[:, None]))):
+                self.counts[part] += chosen.flatten().bincount(minlength=classes * bins).view(classes, bins)
+
+    def compute(self) -> Tensor:
+        """Returns the counts."""
+        return self.counts
 
 
 def build_mixing(mixup: float, cutmix: float, num_classes: int) -> nn.Module | None:

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.utilities import dim_zero_cat
+
+CALIBRATION_BINS = 15
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -31,6 +34,38 @@ class SampleCount(Metric):
         return self.total
 
 
+class SampleTable(Metric):
+    """A row of float32 numbers for each sample, in the order of the split whatever the number of processes.
+
+    A subclass says in `numbers` what is worth to be known of a sample.
+
+    Args:
+        columns: Numbers of a sample; its position in the split, exact up to 16.7 million, comes before them.
+    """
+
+    rows: list[Tensor]
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def numbers(self, preds: Tensor, target: Tensor) -> Tensor:
+        """Returns the numbers ``[B, columns]`` of some samples."""
+        raise NotImplementedError
+
+    def update(self, preds: Tensor, target: Tensor, index: Tensor) -> None:
+        """Takes predictions, targets and positions ``[B]`` of some samples."""
+        rows = torch.cat([index[:, None], self.numbers(preds.float(), target)], dim=1)
+        # Flat, because torchmetrics gathers a flat empty tensor from a process that had no samples.
+        self.rows.append(rows.float().flatten())
+
+    def compute(self) -> Any:
+        """Returns the rows ``[N, 1 + columns]`` on the CPU."""
+        rows = dim_zero_cat(self.rows).view(-1, 1 + self.columns).cpu()
+        return rows[rows[:, 0].argsort()]
+
+
 class EpochMetrics(nn.Module):
     """A torchmetrics collection that is fed step by step, updated in blocks and reduced once an epoch.
 
@@ -38,7 +73,7 @@ class EpochMetrics(nn.Module):
     handed over together. The mean loss belongs to every collection.
 
     Args:
-        collection: Metrics that take ``preds`` and ``target``.
+        collection: Metrics that take ``preds`` and ``target``, and ``index`` where they want to know which samples.
         block: Updates after this many steps.
     """
 
@@ -49,11 +84,14 @@ class EpochMetrics(nn.Module):
         self.count = SampleCount()
         self.block = block
         self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.indices: list[Tensor] = []
 
-    def add(self, preds: Tensor, target: Tensor, loss: Tensor) -> None:
-        """Takes the outputs of one step: predictions ``[B, ...]``, targets ``[B, ...]`` and the mean loss."""
+    def add(self, preds: Tensor, target: Tensor, loss: Tensor, index: Tensor | None = None) -> None:
+        """Takes the outputs of one step: predictions and targets ``[B, ...]``, the mean loss, positions ``[B]``."""
         if len(target):  # a process can stand without samples in the last batch of an evaluation
             self.pending.append((preds.detach(), target, loss.detach()))
+            if index is not None:
+                self.indices.append(index)
             if len(self.pending) >= self.block:
                 self.flush()
 
@@ -105,7 +143,9 @@ class EpochMetrics(nn.Module):
             weights = torch.stack([(~values.isnan()).sum() for values in target])
         self.loss.update(torch.stack(losses), weights)
         self.count.update(sum(map(len, target)))
-        self.collection.update(torch.cat(preds), torch.cat(target))
+        index = {"index": torch.cat(self.indices)} if self.indices else {}
+        self.indices.clear()
+        self.collection.update(torch.cat(preds), torch.cat(target), **index)
 
     def compute(self) -> dict[str, Tensor]:
         """The metrics and the number of samples ("count") over all processes; clears them for the next epoch."""

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.utilities import dim_zero_cat
 
 from src.modules.base import BaseModule
+from src.modules.metrics import SampleTable
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "l1": functional.l1_loss,
@@ -39,7 +39,7 @@ class RegressionModule(BaseModule):
         super().__init__(**base)
         for name in ("target_mean", "target_std"):
             self.register_buffer(name, torch.tensor(self.hparams["facts"][name], dtype=torch.float32))
-        self.epoch_metrics("test").collection.add_metrics({"parity": Parity(len(self.target_mean))})
+        self.epoch_metrics("test").collection.add_metrics({"samples": Pairs(2 * len(self.target_mean))})
 
     def build_metrics(self) -> MetricCollection:  # noqa: D102
         facts = self.hparams["facts"]
@@ -114,26 +114,8 @@ class RegressionErrors(Metric):
         return {"mae": mae.nanmean(), "rmse": rmse.nanmean(), "r2": r2.nanmean(), **each}
 
 
-class Parity(Metric):
-    """Every prediction beside its target, ``[N, 2, T]``; the order is that of the processes.
+class Pairs(SampleTable):
+    """The predictions of each sample and then its targets: two columns for each target."""
 
-    Args:
-        num_targets: T.
-    """
-
-    full_state_update = False
-    pairs: list[Tensor]
-
-    def __init__(self, num_targets: int) -> None:
-        super().__init__()
-        self.num_targets = num_targets
-        self.add_state("pairs", [], dist_reduce_fx="cat")
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Takes predictions and targets ``[B, T]``."""
-        # Flat, because torchmetrics gathers a flat empty tensor from a process that had no samples.
-        self.pairs.append(torch.stack([preds, target], dim=1).flatten())
-
-    def compute(self) -> Tensor:
-        """Returns the pairs."""
-        return dim_zero_cat(self.pairs).view(-1, 2, self.num_targets)
+    def numbers(self, preds: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+        return torch.cat([preds, target], dim=1)

@@ -111,7 +111,12 @@ class ResidualNet(nn.Module):
         stem: ``cifar``, one 3x3 convolution, or ``imagenet``, which makes the image four times smaller first.
         shortcut: Of the blocks that change the shape.
         zero_init_last_norm: Whether each block starts as its shortcut alone (Goyal et al. 2017, section 5.1).
+
+    Attributes:
+        feature_map: Which layer gives the last feature map.
     """
+
+    feature_map = "layer4"
 
     def __init__(
         self,
@@ -223,7 +228,12 @@ class ResNet9(nn.Module):
         num_classes: Number of logits.
         width: Channels of the first layer.
         scale: Of the logits: small ones keep the first steps at a large learning rate in bounds.
+
+    Attributes:
+        feature_map: Which layer gives the last feature map.
     """
+
+    feature_map = "body"
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, width: int = 64, scale: float = 0.125) -> None:
         super().__init__()

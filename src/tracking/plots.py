@@ -4,7 +4,7 @@ matplotlib is imported by the first picture: a run that draws none does not wait
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LINES = {"train": ("training", "#4c78a8"), "val": ("validation", "#e4572e")}
-LABELS = {"acc": "accuracy", "f1": "macro F1", "mae": "mean absolute error"}
+LABELS = {
+    "acc": "accuracy", "f1": "macro F1", "mae": "mean absolute error", "fpr": "false positive rate",
+    "tpr": "true positive rate", "average_precision": "average precision", "auroc": "area under the curve",
+}  # fmt: skip
+MEAN = "macro average"  # the name of a curve
 POINT, LINE = "#4c78a8", "#e4572e"
 LONGEST_NAME = 18  # characters of a class name on an axis
 MOST_NAMES = 60  # classes up to which every one is named
 SMALLEST_FONT = 5.5  # points
 
 Rows = Sequence[Mapping[str, float | None]]
+Curves = Sequence[Mapping[str, Any]]
+Pixels = npt.NDArray[np.uint8]
 
 
 def loss_curves(rows: Rows, monitor: str = "val/loss") -> "Figure":
@@ -90,6 +96,44 @@ def residuals(pairs: npt.ArrayLike, names: Sequence[str], units: Sequence[str]) 
     return figure
 
 
+def precision_recall(curves: Curves) -> "Figure":
+    """Precision over recall of each class against the others; `curves` as in ``results/test.json``."""
+    return _class_curves(curves, "recall", "precision", "average_precision", "Precision and recall")
+
+
+def roc(curves: Curves) -> "Figure":
+    """The true over the false positive rate of each class against the others; `curves` as in ``results/test.json``."""
+    return _class_curves(curves, "fpr", "tpr", "auroc", "ROC")
+
+
+def calibration(content: Mapping[str, Any]) -> "Figure":
+    """Accuracy by confidence, and how often each confidence is; `content` as in ``results/test.json``."""
+    figure, bins = _figure(5.2, 5.6), content["bins"]
+    above, below = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    for axes, name, colour in ((above, "accuracy", POINT), (below, "count", "0.6")):
+        left, heights = [one["lower"] for one in bins], [one[name] or 0 for one in bins]
+        axes.bar(left, heights, 0.94 / len(bins), align="edge", color=colour)
+    above.plot([0, 1], [0, 1], color=LINE, linewidth=1)
+    above.set(xlim=(0, 1), ylim=(0, 1))
+    below.locator_params(axis="y", integer=True, nbins=4)
+    total = sum(one["count"] for one in bins)
+    _label(above, "", "accuracy", f"Calibration\n{total:,.0f} samples, expected calibration error {content['ece']:.2%}")
+    _label(below, "confidence of the prediction", "samples", "")
+    return figure
+
+
+def worst(pictures: Iterable[Pixels], samples: Sequence[Mapping[str, Any]]) -> "Figure":
+    """The samples of the largest loss; `samples` as in ``results/test.json``."""
+    pairs = [(_shorten(one["true"]), f"{_shorten(one['predicted'])} ({one['confidence']:.0%})") for one in samples]
+    captions = [f"{true}\n\N{RIGHTWARDS ARROW} {predicted}" for true, predicted in pairs]
+    return _gallery(pictures, captions, "Largest losses: true class \N{RIGHTWARDS ARROW} prediction (its confidence)")
+
+
+def training_batch(pictures: Iterable[Pixels], class_names: Sequence[str]) -> "Figure":
+    """Images of a training batch and the class of each."""
+    return _gallery(pictures, [_shorten(name) for name in class_names], "Images of the first training batch")
+
+
 def pixels(figure: "Figure") -> npt.NDArray[np.uint8]:
     """The picture as RGB, shape (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -108,6 +152,38 @@ def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _class_curves(curves: Curves, x: str, y: str, area: str, title: str) -> "Figure":
+    figure = _figure(7.0, 4.4)
+    axes = figure.subplots()
+    for curve in curves:
+        style: dict[str, Any] = {"color": "black", "linewidth": 2.2} if curve["name"] == MEAN else {}
+        axes.plot(curve[x], curve[y], label=f"{curve[area]:.3f}  {_shorten(curve['name'])}", **style)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    which = "worst classes" if curves[-1]["name"] == MEAN else "each class"
+    _label(axes, LABELS.get(x, x), LABELS.get(y, y), f"{title}, {which} against the others")
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, title=LABELS[area])
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # "$" is a character
+    return figure
+
+
+def _gallery(pictures: Iterable[Pixels], captions: Sequence[str], title: str) -> "Figure":
+    """Pictures of one size under their captions, on one pair of axes: a pair for each would take ten times as long."""
+    columns, above = min(4, len(captions)), 0.07 * (1 + captions[0].count("\n"))
+    figure = _figure(1.8 * columns, 1.8)
+    axes = figure.subplots()
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        tall = 0.95 * picture.shape[0] / picture.shape[1]
+        x, y = number % columns, -(tall + above + 0.05) * (number // columns)
+        axes.imshow(picture, extent=(x, x + 0.95, y - tall, y), interpolation="nearest")
+        axes.text(x, y + 0.02, caption, fontsize=7, va="bottom", parse_math=False)
+    axes.set(xlim=(0, columns), ylim=(y - tall, above), aspect="equal")
+    figure.set_figheight(1.8 * (above + tall - y) + 0.4)
+    figure.suptitle(title, fontsize=10)
+    axes.set_axis_off()
+    return figure
 
 
 def _panels(pairs: npt.ArrayLike, names: Sequence[str]) -> tuple["Figure", tuple[Any, list[Any], list[Any]]]:

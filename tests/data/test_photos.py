@@ -59,6 +59,18 @@ def few_warnings() -> Iterator[None]:
 # --- facts and batches
 
 
+def test_samples_are_known_by_their_paths(root: Path) -> None:
+    odd = os.fsdecode(b"ant/\xff.jpg")  # a name that is no text
+    (root / "ant/1.jpg").rename(root / odd)
+    datamodule, names = loaded(root), []
+    for split, part in datamodule.splits.items():
+        for position, label in enumerate(part.y_N.tolist()):
+            names.append(datamodule.describe_sample(split, position)["id"])
+            assert names[-1].partition("/")[0] == datamodule.class_names[label]
+    expected = {path.relative_to(root).as_posix() for path in root.glob("*/*g")}
+    assert len(names) == 60 and set(names) == expected - {odd} | {"ant/\ufffd.jpg"}
+
+
 def test_facts(root: Path) -> None:
     datamodule = loaded(root)
     facts = dict(datamodule.facts)

@@ -77,7 +77,7 @@ def test_metrics_and_gradients_do_not_depend_on_the_processes(samples: int, tmp_
             "state_dict"
         ]
     expected = {name: value for row in rows[1] for name, value in row.items() if name.startswith(("val/", "test/"))}
-    assert set(expected) == {"val/loss", "val/acc", "val/f1", "test/loss", "test/acc", "test/f1"}
+    assert set(expected) == {"val/loss", "val/acc", "val/f1", "test/loss", "test/acc", "test/f1", "test/ece"}
     for world_size in (2, 3):
         got = {name: value for row in rows[world_size] for name, value in row.items() if name in expected}
         assert got == pytest.approx(expected, rel=1e-6)

@@ -174,8 +174,9 @@ def test_one_epoch_in_lightning(tmp_path: Path) -> None:
     assert metrics["test/mae"] == pytest.approx(np.mean(expected["mae"]), rel=1e-4)
     assert metrics["test/r2"] == pytest.approx(np.mean(expected["r2"]), rel=1e-4) and metrics["test/r2"] > 0.9
     assert set(metrics) == {f"test/{name}" for name in ("loss", "mae", "rmse", "r2", "mae_a", "mae_b")}
-    torch.testing.assert_close(regression.tables["test"]["parity"], torch.stack([prediction, y], 1), equal_nan=True)
-    assert "parity" not in regression.tables["val"]
+    rows = torch.cat([torch.arange(64)[:, None], prediction, y], 1)
+    torch.testing.assert_close(regression.tables["test"]["samples"], rows, equal_nan=True)
+    assert "samples" not in regression.tables["val"]
 
 
 # --- monitor

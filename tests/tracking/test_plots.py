@@ -5,12 +5,26 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from src.tracking.plots import LONGEST_NAME, confusion_matrix, loss_curves, parity, pixels, residuals, save_png
+from src.tracking.plots import (
+    LONGEST_NAME,
+    calibration,
+    confusion_matrix,
+    loss_curves,
+    parity,
+    pixels,
+    precision_recall,
+    residuals,
+    roc,
+    save_png,
+    training_batch,
+    worst,
+)
 
 ROWS = [
     {"step": 9, "epoch": 0, "train/loss": 2.0, "val/loss": 1.5, "val/acc": 0.5},
@@ -44,7 +58,7 @@ def test_curves_hold_the_rows_by_epoch() -> None:
 
 
 def test_axes_are_labelled_in_words() -> None:
-    spelled = {"acc": "accuracy", "f1": "macro F1", "mae": "mean absolute error", "auroc": "auroc"}
+    spelled = {"acc": "accuracy", "f1": "macro F1", "mae": "mean absolute error", "kappa": "kappa"}
     for kind, label in spelled.items():
         axes = loss_curves([{"epoch": 0, "train/loss": 1.0, f"val/{kind}": 0.1}], f"val/{kind}").axes
         assert [(one.get_xlabel(), one.get_ylabel()) for one in axes] == [("epoch", "loss"), ("epoch", label)]
@@ -178,3 +192,77 @@ def test_more_targets_than_a_row_holds(tmp_path: Path) -> None:
     figure = parity(np.zeros((5, 2, 4)), list("abcd"), [""] * 4)
     assert [axes.axison for axes in figure.axes] == [True] * 4 + [False] * 2
     save_png(figure, tmp_path / "parity.png")  # equal values make no axis of zero length
+
+
+# --- classification: what results/test.json holds
+
+ODD = ["_cat of $5_{", "собака", "a rather long class name, number 3"]
+
+
+def curve(name: str, area: float) -> dict[str, Any]:
+    return {
+        "name": name, "recall": [0, 0.5, 1], "precision": [1, 0.75, 0.5], "fpr": [0, 0.25, 1], "tpr": [0, 0.5, 1],
+        "average_precision": area, "auroc": area / 2,
+    }  # fmt: skip
+
+
+def test_curves_of_the_classes_are_named_with_their_areas() -> None:
+    shown = [curve(name, 0.9 - 0.1 * number) for number, name in enumerate(ODD)]
+    for figure, (x, y), areas in (
+        (precision_recall(shown), ("recall", "precision"), ["0.900", "0.800", "0.700"]),
+        (roc(shown), ("fpr", "tpr"), ["0.450", "0.400", "0.350"]),
+    ):
+        lines = list(curves(figure, 0).values())
+        assert lines == [(shown[0][x], shown[0][y])] * 3
+        legend = figure.axes[0].get_legend()
+        assert legend is not None
+        names = [text.get_text().split("  ", 1) for text in legend.get_texts()]
+        assert names == [[area, name] for area, name in zip(areas, map(shortened, ODD), strict=True)]
+        assert "each class against the others" in figure.axes[0].get_title()
+        pixels(figure)  # "$" is a character
+
+
+def shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2 - 1]}…{name[-LONGEST_NAME // 2 :]}"
+
+
+def test_the_mean_of_many_classes_stands_out() -> None:
+    figure = roc([curve("a", 0.5), curve("macro average", 0.9)])
+    one, mean = figure.axes[0].get_lines()
+    assert mean.get_color() == "black" and mean.get_linewidth() > one.get_linewidth()
+    assert figure.axes[0].get_title() == "ROC, worst classes against the others"
+
+
+def test_calibration_shows_accuracy_and_counts() -> None:
+    bins = [
+        {"lower": 0.0, "upper": 0.5, "count": 0, "confidence": None, "accuracy": None},
+        {"lower": 0.5, "upper": 1.0, "count": 40, "confidence": 0.9, "accuracy": 0.75},
+    ]
+    figure = calibration({"ece": 0.15, "bins": bins})
+    bars = [[(bar.get_x(), bar.get_height()) for bar in axes.patches] for axes in figure.axes]
+    assert bars[0][1] == (0.5, 0.75) and bars[1] == [(0.0, 0), (0.5, 40)]
+    assert "Calibration\n40 samples, expected calibration error 15.00%" in texts(figure)
+
+
+def test_pictures_stand_under_their_captions() -> None:
+    images = np.random.default_rng(0).integers(0, 255, (6, 20, 30, 3), dtype=np.uint8)
+    samples = [{"true": ODD[n % 3], "predicted": ODD[(n + 1) % 3], "confidence": 0.5 + n / 20} for n in range(6)]
+    captions = [
+        f"{shortened(one['true'])}\n→ {shortened(one['predicted'])} ({one['confidence']:.0%})" for one in samples
+    ]
+    for figure, expected in (
+        (worst(images, samples), captions),
+        (training_batch(images, [ODD[n % 3] for n in range(6)]), [shortened(ODD[n % 3]) for n in range(6)]),
+    ):
+        axes = figure.axes[0]
+        assert [text.get_text() for text in axes.texts] == expected
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in axes.texts]
+        for image, given, box in zip(axes.get_images(), images, boxes, strict=True):
+            left, right, bottom, top = image.get_extent()
+            assert np.array_equal(np.asarray(image.get_array()), given)
+            assert (right - left) / (top - bottom) == pytest.approx(30 / 20)
+            place = image.get_window_extent()
+            assert place.y1 <= box.y0 and abs(place.x0 - box.x0) < 2 and box.y1 <= figure.bbox.y1
+        assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+        assert not any(box.overlaps(image.get_window_extent()) for box in boxes for image in axes.get_images())
