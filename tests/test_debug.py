@@ -18,7 +18,7 @@ def test_fast_runs_one_batch_of_every_stage(train: Train, run_folders: Folders) 
     assert "test/acc" in train("debug=fast")
     (folder,) = run_folders()
     assert status(folder)["state"] == "finished"
-    assert not list((folder / "checkpoints").iterdir())
+    assert not (folder / "metrics.jsonl").exists()
 
 
 def test_limit_does_all_that_a_run_does(train: Train, run_folders: Folders) -> None:
