@@ -29,7 +29,7 @@ CARD = """\
 
 | | |
 |---|---|
-| {metric} ({mode}) | {score:.6g} |
+| {metric} ({mode}) | {score} |
 | epoch, step | {epoch}, {step} |
 | experiment | {experiment} |
 | configuration | `{config_digest}` |
@@ -111,7 +111,9 @@ def checkpoints(run_dir: Path, info: Mapping[str, Any], project: str) -> "Iterat
 
 def describe(checkpoint: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint was trained on, how far and how well, as plain values."""
-    config, facts = checkpoint["config"], info["facts"]
+    config, facts, point = checkpoint["config"], info["facts"], checkpoint.get("point")
+    metric = config["monitor"]["metric"]
+    score = point["callback_metrics"].get(metric) if point else checkpoint["callbacks"]["best"]["best_model_score"]
     return {
         "run": info["name"],
         "experiment": config["experiment"],
@@ -120,7 +122,7 @@ def describe(checkpoint: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
         "data": facts["name"],
         "num_samples": facts["num_samples"],
         **config["monitor"],
-        "score": float(checkpoint["callbacks"]["best"]["current_score"]),
+        "score": score if score is None else float(score),  # None before the first validation
         "epoch": checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"],  # counted from 1
         "step": checkpoint["global_step"],
         "config_digest": digest_of(config),
