@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import os
+import pickle
 import shlex
 import subprocess
 import sys
@@ -277,8 +278,11 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What wandb raises when its background process is gone (killed for memory, say), the server or the disk fails."""
+    """What is raised where wandb's background process is gone (killed for memory, say), or the server or disk fails.
+
+    And where a callback has put into a checkpoint what is neither a tensor nor a plain value.
+    """
     from wandb.errors import CommError
     from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
-    return OSError, CommError, HandleAbandonedError, MailboxClosedError
+    return OSError, CommError, HandleAbandonedError, MailboxClosedError, pickle.UnpicklingError
