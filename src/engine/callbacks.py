@@ -135,8 +135,7 @@ class Reporter(Callback):
 
 def clocks(trainer: Trainer) -> tuple[float, float]:
     """The time, and how much of it was a wait for batches, in seconds; NaN where the config asks for a profiler."""
-    profiler: Any = trainer.profiler  # type: ignore[attr-defined]
-    return time.perf_counter(), profiler.waited if isinstance(profiler, WaitClock) else math.nan
+    return time.perf_counter(), getattr(trainer.profiler, "waited", math.nan)  # type: ignore[attr-defined]
 
 
 def gradient_norm(trainer: Trainer, optimizer: Optimizer) -> Tensor:

@@ -16,31 +16,8 @@ if TYPE_CHECKING:
 MOST_ROWS = 10_000
 """Of a chart: W&B draws no more. The confusion matrix of 100 classes has as many cells."""
 
-PICTURES = ("image", "explanation")
-CURVES = {
-    "precision_recall": ("Precision and recall", "recall", "Recall", "precision", "Precision"),
-    "roc": ("ROC", "fpr", "False positive rate", "tpr", "True positive rate"),
-}
+NAMES = {"fpr": "false positive rate", "tpr": "true positive rate", "roc": "ROC", "precision_recall": "PR curves"}
 TARGET, PREDICTION, ERROR = "target", "prediction", "prediction - target"
-CARD = """\
-# {run}: {alias} checkpoint
-
-{net} with {parameters:,} parameters, trained on {data} ({samples}).
-
-| | |
-|---|---|
-| {metric} ({mode}) | {score} |
-| epoch, step | {epoch}, {step} |
-| experiment | {experiment} |
-| configuration | `{config_digest}` |
-
-It predicts: {names}.
-
-```
-wandb artifact get {source} --root .
-python -m src.predict ckpt={file} inputs=PATH
-```
-"""
 
 
 class Panel(NamedTuple):
@@ -64,11 +41,10 @@ def charts(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     made: dict[str, Any] = {}
     panels = _of_classes(results) if results["task"] == "classification" else _of_targets(results)
-    for panel in (*panels, Panel("worst", [_flat(row, results) for row in results["worst"]])):
+    for panel in (*panels, Panel("worst", [_cells(row, results, folder) for row in results["worst"]])):
         columns = [name for name in (panel.rows or [{}])[0] if any(row[name] is not None for row in panel.rows)]
         if columns:
-            values = [[_shown(name, row[name], folder) for name in columns] for row in panel.rows]
-            table = wandb.Table(list(columns), values)
+            table = wandb.Table(list(columns), [[row[name] for name in columns] for row in panel.rows])
             chart = panel.preset and wandb.plot_table(panel.preset, table, dict(panel.fields), dict(panel.text))
             made[f"results/{panel.key}"] = chart or table
     return made
@@ -88,25 +64,20 @@ def checkpoints(run_dir: Path, info: Mapping[str, Any], project: str) -> "Iterat
     import wandb
 
     for alias, path in (("best", run_dir / "checkpoints/best.ckpt"), ("latest", run_dir / "checkpoints/last.ckpt")):
-        if not path.is_file():
-            continue
-        facts = describe(torch.load(path, map_location="cpu", weights_only=True, mmap=True), info)
-        name, names = f"checkpoint-{info['id']}", facts["class_names" if "class_names" in facts else "target_names"]
-        card = CARD.format(
-            **facts,
-            samples=", ".join(f"{count:,} {split}" for split, count in facts["num_samples"].items()),
-            names=", ".join(names[:20]) + (f" and {len(names) - 20:,} more" if len(names) > 20 else ""),
-            alias=alias,
-            source=f"{project}/{name}:{alias}",
-            file=path.name,
-        )
-        link = run_dir / "wandb/checkpoints" / f"step-{facts['step']}-{path.name}"
-        link.parent.mkdir(exist_ok=True)
-        link.unlink(missing_ok=True)
-        os.link(path, link)
-        artifact = wandb.Artifact(name, "model", card, facts)
-        artifact.add_file(str(link), path.name, skip_cache=True, policy="immutable")
-        yield artifact, alias
+        if path.is_file():
+            facts = describe(torch.load(path, map_location="cpu", weights_only=True, mmap=True), info)
+            link = run_dir / "wandb/checkpoints" / f"step-{facts['step']}-{path.name}"
+            link.parent.mkdir(exist_ok=True)
+            link.unlink(missing_ok=True)
+            os.link(path, link)
+            name = f"checkpoint-{info['id']}"
+            lines = [f"- {key.replace('_', ' ')}: {_text(value)}" for key, value in facts.items()]
+            get = f"wandb artifact get {project}/{name}:{alias} --root ."
+            use = f"{get}\npython -m src.predict ckpt={path.name} inputs=PATH"
+            card = "\n".join([f"# {info['name']}: {alias} checkpoint", "", *lines, "", "```", use, "```"])
+            artifact = wandb.Artifact(name, "model", card, facts)
+            artifact.add_file(str(link), path.name, skip_cache=True, policy="immutable")
+            yield artifact, alias
 
 
 def describe(checkpoint: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,14 +86,12 @@ def describe(checkpoint: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
     metric = config["monitor"]["metric"]
     score = point["callback_metrics"].get(metric) if point else checkpoint["callbacks"]["best"]["best_model_score"]
     return {
-        "run": info["name"],
         "experiment": config["experiment"],
         "net": config["model"]["net"]["_target_"],
         "parameters": info["parameters"],
         "data": facts["name"],
         "num_samples": facts["num_samples"],
-        **config["monitor"],
-        "score": score if score is None else float(score),  # None before the first validation
+        metric: score if score is None else float(score),  # None before the first validation
         "epoch": checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"],  # counted from 1
         "step": checkpoint["global_step"],
         "config_digest": digest_of(config),
@@ -130,28 +99,34 @@ def describe(checkpoint: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str
     }
 
 
+def _text(value: Any) -> str:
+    """A value for people; of long lists the beginning."""
+    parts = [f"{n:,} {name}" for name, n in value.items()] if isinstance(value, dict) else value
+    return f"{', '.join(parts[:20])}{', ...' * (len(parts) > 20)}" if isinstance(parts, list) else str(value)
+
+
 def _of_classes(results: Mapping[str, Any]) -> Iterator[Panel]:
-    names, counts = results["class_names"], {(true, guess): count for true, guess, count in results["confusion"]}
+    names, counts = results["class_names"], {(true, given): count for true, given, count in results["confusion"]}
     if len(names) ** 2 <= MOST_ROWS:
         cells = [
-            {"Actual": true, "Predicted": guess, "nPredictions": counts.get((i, j), 0)}
+            {"Actual": true, "Predicted": given, "nPredictions": counts.get((i, j), 0)}
             for i, true in enumerate(names)
-            for j, guess in enumerate(names)
+            for j, given in enumerate(names)
         ]
         fields, text = {key: key for key in cells[0]}, {"title": "Confusion matrix"}
         yield Panel("confusion_matrix", cells, "wandb/confusion_matrix/v1", fields, text)
     else:
-        mistakes = sorted((-count, true, guess) for (true, guess), count in counts.items() if true != guess)
+        mistakes = sorted((-count, true, given) for (true, given), count in counts.items() if true != given)
         rows = [{"true": names[i], "predicted": names[j], "count": -count} for count, i, j in mistakes[:MOST_ROWS]]
         yield Panel("most_confused", rows)
     yield Panel("classes", results["classes"])
-    for key, (title, x, x_title, y, y_title) in CURVES.items():
+    for key, x, y in (("precision_recall", "recall", "precision"), ("roc", "fpr", "tpr")):
         rows = [
             {"class": curve["name"], x: a, y: b}
             for curve in results["curves"]
             for a, b in _thinned(list(zip(curve[x], curve[y], strict=True)), MOST_ROWS // len(results["curves"]))
         ]
-        text = {"title": title, "x-axis-title": x_title, "y-axis-title": y_title}
+        text = {"title": NAMES[key], "x-axis-title": NAMES.get(x, x), "y-axis-title": NAMES.get(y, y)}
         yield Panel(key, rows, "wandb/area-under-curve/v0", {"x": x, "y": y, "class": "class"}, text)
     bins = [row for row in results["calibration"]["bins"] if row["count"]]
     text = {"title": "Accuracy by confidence"}
@@ -173,21 +148,17 @@ def _names(results: Mapping[str, Any]) -> list[str]:
     return [f"{one['name']} ({one['unit']})" if one["unit"] else one["name"] for one in results["targets"]]
 
 
-def _flat(row: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the worst, with a column for each target where there are several values."""
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        if isinstance(value, list):
-            flat |= {f"{key} of {name}": one for name, one in zip(_names(results), value, strict=True)}
-        else:
-            flat[key] = value
-    return flat
-
-
-def _shown(column: str, value: Any, folder: Path) -> Any:
+def _cells(row: Mapping[str, Any], results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A row of the worst samples, with its pictures, and a column for each target."""
     from wandb import Image
 
-    return Image(str(folder / value)) if column in PICTURES and value is not None else value
+    cells: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, list):
+            cells |= {f"{key} of {name}": one for name, one in zip(_names(results), value, strict=True)}
+        else:
+            cells[key] = Image(str(folder / value)) if key in ("image", "explanation") and value else value
+    return cells
 
 
 def _thinned(rows: list[Any], most: int) -> list[Any]:

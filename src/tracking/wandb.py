@@ -125,8 +125,8 @@ class WandbTracker(WandbLogger):
         with ThreadPoolExecutor() as pool:
             for part in pool.map(history, sorted(self._folder.glob(f"*run-*-{self.version}"))):
                 for item in part:
-                    names = {name.removesuffix("._type") for name in item}  # a picture's entries have dots
-                    self._known.setdefault(int(item["trainer/global_step"]), set()).update(names)
+                    names = self._known.setdefault(int(item["trainer/global_step"]), set())
+                    names.update(name.removesuffix("._type") for name in item)  # a picture is several entries
         for row in rows:
             if row["step"] is not None:
                 values = {name: value for name, value in row.items() if name != "step" and value is not None}
