@@ -69,8 +69,7 @@ class Reporter(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clocks, and notes the best score so far: its callback is the last to act on an epoch's end."""
         self.run.update(epoch=trainer.current_epoch, best=self.best_score())
-        self._rows_began, self._waited = clocks(trainer)
-        self._epoch_began = self._rows_began
+        self.on_train_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Notes the learning rate that the batch is trained with; when it ends, the schedule has moved on."""

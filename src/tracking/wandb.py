@@ -141,8 +141,7 @@ class WandbTracker(WandbLogger):
             folder: The run folder, where the paths of pictures begin.
             step: Optimizer steps of the run.
         """
-        known = any(name.startswith("results/") for name in self._known.get(step, ()))
-        if self.decision.mode != "disabled" and not known:
+        if self.decision.mode != "disabled" and not any(n.startswith("results/") for n in self._known.get(step, ())):
             with self._going_on("the results"):
                 super().log_metrics(charts(results, folder), step)
 
