@@ -10,6 +10,7 @@ from src.engine.run import Run, write_json
 from src.tracking.figures import log_figure
 from src.tracking.files import read_rows
 from src.tracking.progress import results_table
+from src.tracking.wandb import WandbTracker
 
 
 def announce(plan: Plan, run: Run) -> None:
@@ -88,6 +89,9 @@ def draw(trainer: Trainer, plan: Plan, run: Run) -> None:
             figures["worst"] = plots.worst(save_worst(result["worst"], trainer, plan, run), result["worst"])
         (run.folder / "results").mkdir(exist_ok=True)
         write_json(run.folder / "results" / "test.json", result)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbTracker):
+                logger.log_results(result, run.folder, trainer.global_step)
     for name, figure in figures.items():
         plots.save_png(figure, run.folder / "plots" / f"{name}.png")
         log_figure(trainer.loggers, f"plots/{name}", figure, trainer.global_step)

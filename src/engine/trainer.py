@@ -3,24 +3,17 @@
 import ctypes
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import (
-    AdvancedProfiler,
-    PassThroughProfiler,
-    Profiler,
-    PyTorchProfiler,
-    SimpleProfiler,
-)
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from src.config import build
 from src.engine.blackbox import BlackBox
-from src.engine.callbacks import Reporter
+from src.engine.callbacks import Reporter, WaitClock, log_row
 from src.engine.checkpoint import AtomicCheckpointIO
 from src.engine.finetuning import Finetuning
 from src.engine.pictures import TrainingBatch
@@ -34,20 +27,16 @@ from src.tracking.progress import Progress
 PROFILERS: dict[str, type[Any]] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 
-class Unprofiled(PassThroughProfiler):
-    """Measures nothing at a fifth of the price: Lightning opens fifty of these contexts a step."""
-
-    context = nullcontext()
-
-    def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]
-        """Returns the same empty context each time."""
-        return self.context
-
-
 class BestCheckpoint(ModelCheckpoint):
     """The one checkpoint of a run that scored best; its key in other checkpoints is not worked out at every hook."""
 
     state_key = "best"
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves if this epoch is the best, and logs the best score so far: ``best/val/acc``."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.best_model_score is not None:
+            log_row(trainer, {f"best/{self.monitor}": float(self.best_model_score)})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the best score; its checkpoint is where the run folder is now."""
@@ -91,7 +80,7 @@ def build_trainer(plan: Plan, run: Run) -> Trainer:
 def build_profiler(arguments: Mapping[str, Any], folder: Path) -> Profiler:
     """Builds the profiler of ``trainer.profiler``, which writes into the run folder."""
     if arguments.get("profiler") is None:
-        return Unprofiled()
+        return WaitClock()
     profiler: Profiler = PROFILERS[arguments["profiler"]](dirpath=folder / "profile", filename=arguments["profiler"])
     return profiler
 

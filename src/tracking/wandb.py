@@ -1,17 +1,18 @@
 """One Weights & Biases run, online or offline, which never blocks, never prompts and never costs the training.
 
-Not recorded are wandb's own "metadata" (it copies every ``SLURM_*`` variable, access tokens among them, and a git
-remote with its user name) and the source: the run folder has a record of its own.
+Not recorded is wandb's own "metadata": it copies every ``SLURM_*`` variable, access tokens among them, and a git
+remote with its user name. The run folder has a record of its own.
 """
 
 import contextlib
 import json
 import math
 import os
+import pickle
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -21,11 +22,13 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loggers.wandb import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from src.tracking.dashboard import charts, checkpoints
 from src.tracking.mode import Decision, decide
 
 if TYPE_CHECKING:
     from wandb import Run
 
+SOURCE = Path(__file__).resolve().parents[1]
 BEST = dict.fromkeys(("loss", "mae", "mse", "rmse", "ece"), "min") | dict.fromkeys(("acc", "f1", "auroc", "r2"), "max")
 
 
@@ -45,6 +48,7 @@ class WandbTracker(WandbLogger):
         mode: auto (online with credentials and a server that answers, else offline), online, offline or disabled.
         init_timeout: Seconds for the server to accept the run; then it goes on offline.
         finish_timeout: Seconds for the last data to reach the server; ``wandb sync`` can send what is left.
+        log_checkpoints: Whether the best and the last checkpoint of a finished run become artifacts.
 
     Raises:
         ConfigError: Online is asked for without credentials.
@@ -61,10 +65,11 @@ class WandbTracker(WandbLogger):
         mode: Literal["auto", "online", "offline", "disabled"] = "auto",
         init_timeout: float = 20.0,
         finish_timeout: float = 60.0,
+        log_checkpoints: bool = True,
     ) -> None:
         super().__init__(save_dir=save_dir, version=run["id"], project=project)
-        self.info, self.entity = run, entity
-        self.init_timeout, self.finish_timeout = init_timeout, finish_timeout
+        self.info, self.project, self.entity = run, project, entity
+        self.init_timeout, self.finish_timeout, self.log_checkpoints = init_timeout, finish_timeout, log_checkpoints
         rank = getattr(rank_zero_only, "rank", 0)  # set by Lightning on import, unknown to its types
         self.decision = decide(mode) if rank == 0 else Decision("disabled", "not rank 0")
         self._folder = Path(save_dir, "wandb").absolute()
@@ -81,7 +86,10 @@ class WandbTracker(WandbLogger):
         if self._finished:
             raise RuntimeError(f"the W&B run {self.version} is finished; nothing can be logged to it any more")
         if self._run is None:
+            resumed = any(self._folder.glob(f"*run-*-{self.version}"))
             self._run = self._start()
+            if not resumed and self.decision.mode != "disabled":
+                self._log_source()
         return cast("Run", self._run)
 
     @rank_zero_only
@@ -102,7 +110,7 @@ class WandbTracker(WandbLogger):
                 run.define_metric(name, step_metric="trainer/global_step", summary=self._summaries[name])
             super().log_metrics({k: v for k, v in metrics.items() if not self._summaries[k] or math.isfinite(v)}, step)
         except _failures() as error:
-            print(f"W&B lost: its background process died ({error!r}); metrics.jsonl goes on", flush=True)
+            print(f"W&B lost ({error!r}); metrics.jsonl goes on", flush=True)
             self._run = DummyLogger().experiment
 
     @rank_zero_only
@@ -117,17 +125,35 @@ class WandbTracker(WandbLogger):
         with ThreadPoolExecutor() as pool:
             for part in pool.map(history, sorted(self._folder.glob(f"*run-*-{self.version}"))):
                 for item in part:
-                    self._known.setdefault(int(item["trainer/global_step"]), set()).update(item)
+                    names = self._known.setdefault(int(item["trainer/global_step"]), set())
+                    names.update(name.removesuffix("._type") for name in item)  # a picture is several entries
         for row in rows:
             if row["step"] is not None:
                 values = {name: value for name, value in row.items() if name != "step" and value is not None}
                 self.log_metrics(values, int(row["step"]))
 
     @rank_zero_only
+    def log_results(self, results: Mapping[str, Any], folder: Path, step: int) -> None:
+        """Shows the results of a test as charts and tables, unless W&B has them from before a kill.
+
+        Args:
+            results: What ``results/test.json`` holds.
+            folder: The run folder, where the paths of pictures begin.
+            step: Optimizer steps of the run.
+        """
+        if self.decision.mode != "disabled" and not any(n.startswith("results/") for n in self._known.get(step, ())):
+            with self._going_on("the results"):
+                super().log_metrics(charts(results, folder), step)
+
+    @rank_zero_only
     def finish(self, exit_code: int = 0) -> None:
         """Closes the run with the exit code of the process; does nothing if it never started or is closed."""
         import wandb
 
+        if self._run is not None and exit_code == 0 and self.log_checkpoints and self.decision.mode != "disabled":
+            with self._going_on("the checkpoints"):
+                for artifact, alias in checkpoints(self._folder.parent, self.info, self.project):
+                    self._run.log_artifact(artifact, aliases=[alias])
         run, self._run = self._run, None
         if run is None:
             return
@@ -143,6 +169,20 @@ class WandbTracker(WandbLogger):
                     wandb.teardown()
             for name in self._variables:
                 os.environ.pop(name, None)
+
+    def _log_source(self) -> None:
+        from wandb.util import make_artifact_name_safe
+
+        with self._going_on("the source"):
+            self._run.log_code(str(SOURCE), make_artifact_name_safe(f"source-{self.project}"), _is_source)
+
+    @contextlib.contextmanager
+    def _going_on(self, what: str) -> Iterator[None]:
+        """Says so where W&B does not take something, and lets the training go on."""
+        try:
+            yield
+        except _failures() as error:
+            print(f"W&B did not take {what}: {error!r}", flush=True)
 
     def _start(self) -> "Run":
         import wandb
@@ -172,6 +212,7 @@ class WandbTracker(WandbLogger):
         wanted = {
             "WANDB_DATA_DIR": str(self._folder / "data"),
             "WANDB_CACHE_DIR": str(self._folder / "cache"),
+            "WANDB_HTTP_TIMEOUT": "10",  # seconds that an artifact may wait for a server that hangs
             "OTEL_SDK_DISABLED": "true",  # telemetry: where the server hangs, it holds up the process's end for 20 s
         }
         self._variables = {name: value for name, value in wanted.items() if name not in os.environ}
@@ -195,6 +236,7 @@ class WandbTracker(WandbLogger):
         wandb.setup(settings)  # its telemetry and its messages heed only the settings of the process
         return wandb.init(
             **{key: self.info[key] for key in ("id", "name", "tags", "group", "notes")},
+            job_type="train" if self.info["config"]["train"] else "test",
             config={**self.info["config"], "facts": self.info["facts"], "parameters": self.info["parameters"]},
             dir=str(self._folder.parent),
             project=self.name,
@@ -221,6 +263,11 @@ def summary_of(name: str, monitor: Mapping[str, str]) -> str | None:
     return best and f"{best},last"
 
 
+def _is_source(path: str) -> bool:
+    """Whether a file below `SOURCE` is Python's, and not a link to somewhere else."""
+    return path.endswith(".py") and Path(path).resolve().is_relative_to(SOURCE)
+
+
 def history(folder: Path) -> list[dict[str, Any]]:
     """The rows in a part of a run on disk, read by wandb's own command; its file may end in the middle of a row."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
@@ -230,7 +277,11 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What wandb raises when its background process is gone (killed for memory, say) or the server too slow."""
+    """What is raised where wandb's background process is gone (killed for memory, say), or the server or disk fails.
+
+    And where a callback has put into a checkpoint what is neither a tensor nor a plain value.
+    """
+    from wandb.errors import CommError
     from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
-    return ConnectionError, TimeoutError, HandleAbandonedError, MailboxClosedError
+    return OSError, CommError, HandleAbandonedError, MailboxClosedError, pickle.UnpicklingError

@@ -36,6 +36,10 @@ def prints(folder: Path) -> str:
     return "".join(path.read_text() for path in sorted(folder.glob("rank-*")))
 
 
+def logged(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def with_samples(evaluated: int) -> Callable[[], None]:
     """Gives the data set random images: 120 to train on and `evaluated` in each of the other parts."""
 
@@ -72,7 +76,7 @@ def test_metrics_and_gradients_do_not_depend_on_the_processes(samples: int, tmp_
         before = dict.fromkeys(range(world_size), with_samples(samples))
         assert ranks(world_size, [*overrides, f"runs_dir={folder}"], folder, before) == [0] * world_size, prints(folder)
         (run,) = folder.glob("*/*")
-        rows[world_size] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        rows[world_size] = logged(run)
         weights[world_size] = torch.load(max((run / "checkpoints").glob("step-*.ckpt")), weights_only=True)[
             "state_dict"
         ]
@@ -81,6 +85,8 @@ def test_metrics_and_gradients_do_not_depend_on_the_processes(samples: int, tmp_
     for world_size in (2, 3):
         got = {name: value for row in rows[world_size] for name, value in row.items() if name in expected}
         assert got == pytest.approx(expected, rel=1e-6)
+        norms = [[row["train/grad_norm"] for row in rows[n] if "train/grad_norm" in row] for n in (1, world_size)]
+        assert norms[1] == pytest.approx(norms[0], rel=1e-5) and len(norms[0]) == 2
         # Two steps of plain gradient descent with rate 1: the difference of the weights is that of the gradients.
         for name, value in weights[1].items():
             torch.testing.assert_close(weights[world_size][name], value, rtol=0, atol=1e-5)
@@ -235,6 +241,8 @@ def test_sharded_weights_are_those_of_one_process(tmp_path: Path) -> None:
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=0, atol=1e-5)
+    norms = [[row["train/grad_norm"] for row in logged(folder) if "train/grad_norm" in row] for folder in (one, two)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4) and norms[0]
     metrics = evaluate([f"ckpt={two}", "trainer.strategy=auto", "trainer.devices=1"])
     assert metrics == pytest.approx(status(two)["metrics"], rel=1e-6)
 

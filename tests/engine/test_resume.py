@@ -380,10 +380,11 @@ def test_wandb_gets_each_step_once(tmp_path: Path) -> None:
 
 def sent(folder: Path) -> list[tuple[int, dict[str, float]]]:
     """What W&B was given in all parts of a run, in order: the step, and the values that equal runs have in common."""
+    other = ("_", "perf/", "trainer/", "plots/", "results/")
     rows: list[tuple[int, dict[str, float]]] = []
     for part in sorted((folder / "wandb").glob("offline-run-*")):
         for item in history(part):
-            values = {k: v for k, v in item.items() if not k.startswith(("_", "perf/", "trainer/", "plots/"))}
+            values = {k: v for k, v in item.items() if not k.startswith(other)}
             if rows and rows[-1][0] == item["trainer/global_step"]:
                 rows[-1][1].update(values)
             elif values:
