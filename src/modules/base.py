@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -191,6 +192,7 @@ class BaseModule(LightningModule):
         if self.device_mesh is None or isinstance(self.net, FSDPModule):
             return
         mesh = self.device_mesh["data_parallel"]
+        self.net.to(memory_format=torch.contiguous_format)  # channels-last filters cannot be split
         for block in blocks(self.net):
             if next(block.parameters(), None) is not None:
                 fully_shard(block, mesh=mesh)
