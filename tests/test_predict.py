@@ -20,6 +20,7 @@ from src import load
 from src.config import ConfigError
 from src.evaluate import main as evaluate
 from src.predict import main
+from tests.conftest import status
 
 WIDTH = 5
 """Entries of a fake element vector."""
@@ -226,6 +227,7 @@ def test_our_checkpoint(
     sizes += ["model.net.hidden_channels=8", "trainer.max_epochs=2"]
     train("experiment=emt_cgcnn", f"data.root={tmp_path / 'sets'}", *sizes)
     (folder,) = run_folders()
+    assert evaluate(["ckpt=last"]) == pytest.approx(status(folder)["metrics"], abs=1e-6)
     header, *rows = read(main(["ckpt=last", f"inputs={inputs / 'copper.cif'}"]))
     assert read(folder / "predictions.csv") == [header, *rows]
     assert header == ["id", "formation_energy (eV/atom)", "problem"]
