@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> dict[str, float]:
     from src.engine.evaluation import evaluate, find_checkpoint
 
     path = find_checkpoint(str(own["ckpt"]), own.get("runs_dir"), own.get("experiment"))
-    output = Path(own["output"]) if own.get("output") else None
+    output = Path(str(own["output"])).expanduser() if own.get("output") else None
     return evaluate(path, own.get("split", "test"), output, overrides)
 
 

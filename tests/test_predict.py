@@ -16,8 +16,11 @@ from ase.neighborlist import neighbor_list
 from torch import Tensor
 from torch.nn import functional
 
+from src import load
 from src.config import ConfigError
+from src.evaluate import main as evaluate
 from src.predict import main
+from tests.conftest import status
 
 WIDTH = 5
 """Entries of a fake element vector."""
@@ -116,6 +119,11 @@ def dense(content: dict[str, Any], atoms: Atoms) -> Tensor:
     return affine("fc_out", h)
 
 
+def read(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
 def save(content: dict[str, Any], path: Path, zipped: bool = True) -> Path:
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     return path
@@ -133,25 +141,51 @@ def test_published_regression(
 ) -> None:
     content = published(**sizes)
     path, output = save(content, tmp_path / "energy.pth.tar", zipped), tmp_path / "out.csv"
-    rows = main([f"ckpt={path}", f"inputs={inputs}", f"output={output}"])
+    assert main([f"ckpt={path}", f"inputs={inputs}", f"output={output}"]) == output
+    header, *rows = read(output)
     mean, std = float(content["normalizer"]["mean"]), float(content["normalizer"]["std"])
     expected = {name: float(dense(content, atoms)) * std + mean for name, atoms in CRYSTALS.items()}
-    assert dict(rows) == pytest.approx(expected, abs=1e-5)
-    assert [name for name, _ in rows] == sorted(CRYSTALS)
-    written = list(csv.reader(output.open(encoding="utf-8")))
-    assert written == [["id", "prediction"], *[[name, str(value)] for name, value in rows]]
+    assert header == ["id", "prediction", "problem"]
+    assert {name: float(value) for name, value, _ in rows} == pytest.approx(expected, abs=1e-5)
+    assert [(name, problem) for name, _, problem in rows] == [(name, "") for name in sorted(CRYSTALS)]
     assert capsys.readouterr().out == f"written: {output} (3 predictions)\n"
 
 
 def test_published_classification(inputs: Path, tmp_path: Path) -> None:
     content = published("classification", n_h=2)
     output = tmp_path / "out.csv"
-    rows = main([f"ckpt={save(content, tmp_path / 'metal.pth.tar')}", f"inputs={inputs}", f"output={output}"])
-    for name, label, *probabilities in rows:
+    main([f"ckpt={save(content, tmp_path / 'metal.pth.tar')}", f"inputs={inputs}", f"output={output}"])
+    header, *rows = read(output)
+    assert header == ["id", "class", "p(0)", "p(1)", "problem"]
+    for name, label, *probabilities, problem in rows:
         expected = dense(content, CRYSTALS[name]).softmax(0)
-        assert probabilities == pytest.approx(expected.tolist(), abs=1e-5)
-        assert label == str(int(expected.argmax()))
-    assert output.read_text(encoding="utf-8").splitlines()[0] == "id,class,p(0),p(1)"
+        assert [float(value) for value in probabilities] == pytest.approx(expected.tolist(), abs=1e-5)
+        assert (label, problem) == (str(int(expected.argmax())), "")
+
+
+def test_crystals_that_cannot_be_used_have_a_row(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = save(published(), tmp_path / "energy.pth.tar"), tmp_path / "out.csv"
+    arguments = [f"ckpt={path}", f"inputs={inputs}", f"output={output}"]
+    good = read(main(arguments))
+    lines = (inputs / "copper.cif").read_text(encoding="utf-8").splitlines(keepends=True)
+    (inputs / "a.cif").write_text("".join(line for line in lines if "_cell_" not in line), encoding="utf-8")
+    (inputs / "zinc.cif").write_bytes(b"")
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 1
+    rows = read(output)
+    assert rows[:1] + rows[2:-1] == good
+    assert rows[1][:3] == ["a", "", "a.cif: it has no cell"]
+    assert rows[-1] == ["zinc", "", "zinc.cif: it is no CIF: no line begins with data_"]
+    assert capsys.readouterr().err.endswith(
+        f"error: inputs that cannot be used: 2; the last column of {output} says why\n"
+    )
+    for name in CRYSTALS:
+        (inputs / f"{name}.cif").unlink()
+    assert read(main([*arguments, "on_bad=skip"])) == [rows[0], rows[1], rows[-1]]
+    assert capsys.readouterr().out == f"written: {output} (0 predictions, 2 of 2 inputs cannot be used)\n"
 
 
 def test_published_weights_start_a_net_warm(tmp_path: Path) -> None:
@@ -169,6 +203,8 @@ def test_published_weights_start_a_net_warm(tmp_path: Path) -> None:
 
 def test_what_published_weights_lack(inputs: Path, tmp_path: Path) -> None:
     path = save(published(), tmp_path / "energy.pth.tar")
+    with pytest.raises(ConfigError, match=r"weights of the CGCNN code can only predict: python -m src\.predict"):
+        evaluate([f"ckpt={path}", f"data.root={inputs}"])
     known = {z: vector for z, vector in vectors().items() if z != "29"}
     (inputs / "atom_init.json").write_text(json.dumps(known), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"atom_init\.json has no vector for Cu"):
@@ -191,15 +227,20 @@ def test_our_checkpoint(
     sizes += ["model.net.hidden_channels=8", "trainer.max_epochs=2"]
     train("experiment=emt_cgcnn", f"data.root={tmp_path / 'sets'}", *sizes)
     (folder,) = run_folders()
-    rows = main(["ckpt=last", f"inputs={inputs / 'copper.cif'}"])
-    assert (folder / "predictions.csv").read_text(encoding="utf-8") == f"id,formation_energy\ncopper,{rows[0][1]}\n"
+    assert evaluate(["ckpt=last"]) == pytest.approx(status(folder)["metrics"], abs=1e-6)
+    header, *rows = read(main(["ckpt=last", f"inputs={inputs / 'copper.cif'}"]))
+    assert read(folder / "predictions.csv") == [header, *rows]
+    assert header == ["id", "formation_energy (eV/atom)", "problem"]
+    model = load(folder)
+    assert model(model.prepare(inputs / "copper.cif")).item() == pytest.approx(float(rows[0][1]))
+    assert (model.card["target_units"], model.card["metric"]) == (["eV/atom"], "val/mae")
     moved = tmp_path / "moved.ckpt"  # the file alone is enough: neither run folder nor data set
     moved.write_bytes((folder / "checkpoints" / "best.ckpt").read_bytes())
-    again = main([f"ckpt={moved}", f"inputs={inputs}", f"output={tmp_path / 'out.csv'}"])
-    assert [row[0] for row in again] == ["copper", "salt", "sparse"]
-    assert again[0] == pytest.approx(rows[0])
-    in_ones = main([f"ckpt={moved}", f"inputs={inputs}", f"output={tmp_path / 'out.csv'}", "data.batch_size=1"])
-    assert [value for _, value in in_ones] == pytest.approx([value for _, value in again], abs=1e-6)
+    arguments = [f"ckpt={moved}", f"inputs={inputs}", f"output={tmp_path / 'out.csv'}"]
+    again, in_ones = read(main(arguments)), read(main([*arguments, "data.batch_size=1"]))
+    assert [row[0] for row in again] == [row[0] for row in in_ones] == ["id", "copper", "salt", "sparse"]
+    assert float(again[1][1]) == pytest.approx(float(rows[0][1]))
+    assert [float(row[1]) for row in in_ones[1:]] == pytest.approx([float(row[1]) for row in again[1:]], abs=1e-6)
 
 
 # --- the command line
@@ -211,6 +252,10 @@ def test_our_checkpoint(
         ([], "ckpt=last|RUN_DIR|FILE: say which checkpoint predicts"),
         (["ckpt=x.ckpt"], "inputs=PATH: say on what"),
         (["ckpt=x.ckpt", "inputs=nowhere"], "inputs=nowhere: there is no such file or folder"),
+        (["ckpt=x.ckpt", "inputs=src", "on_bad=skp"], "on_bad=skp: expected error or skip"),
+        (["ckpt=x.ckpt", "inputs=src", "output=src"], "output=src: is a folder or a device, not a file"),
+        (["ckpt=x.ckpt", "inputs=src", "output=/dev/null"], "output=/dev/null: is a folder or a device, not a file"),
+        (["ckpt=x.ckpt", "inputs=src", "output=/no/x.csv"], "output=/no/x.csv: /no is no folder"),
         (["ckpt=x.ckpt", "inputs=src"], "x.ckpt: there is no such file"),
     ],
 )
@@ -224,9 +269,3 @@ def test_a_pickle_that_runs_code_is_refused(inputs: Path, tmp_path: Path) -> Non
     save({"state_dict": {}, "args": print}, tmp_path / "evil.pth.tar")
     with pytest.raises(ConfigError, match="refused: it holds more than tensors and plain values"):
         main([f"ckpt={tmp_path / 'evil.pth.tar'}", f"inputs={inputs}"])
-
-
-def test_a_model_of_images_says_what_it_needs(train: Callable[..., dict[str, float]], inputs: Path) -> None:
-    train("trainer.max_epochs=1", "trainer.limit_train_batches=2")
-    with pytest.raises(ConfigError, match=r"MNISTSubsetDataModule cannot read inputs; .* data=image_folder"):
-        main(["ckpt=last", f"inputs={inputs}"])

@@ -1,7 +1,8 @@
 """What every data set shares: batches, loaders, facts."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -59,6 +60,22 @@ class Split(Protocol):
         """Returns the batch of the samples at the positions `index` ([B] int64)."""
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Samples to predict.
+
+    Attributes:
+        split: Those that may be used, a `Split`; their targets mean nothing.
+        names: Of all, in the person's order.
+        problems: Why a sample cannot be used, by its position in `names`. What is known from the beginning is not in
+            the split; a split that reads its samples batch by batch adds what it finds, and leaves that out of a batch.
+    """
+
+    split: Any
+    names: Sequence[str]
+    problems: dict[int, str]
+
+
 class DataModule(LightningDataModule):
     """Base of every data set: samplers, loaders and facts. A subclass states its `name` and reads its files in `load`.
 
@@ -110,22 +127,16 @@ class DataModule(LightningDataModule):
         """
         raise NotImplementedError
 
-    def read_inputs(self, path: Path) -> tuple[Split, list[str]]:
+    def read_inputs(self, path: Path) -> Inputs:
         """Reads samples to predict, prepared as for the model that `facts` was taken from; no data set is loaded.
 
         Args:
-            path: A file or folder of the user's.
-
-        Returns:
-            The samples, whose targets mean nothing, and a name for each.
+            path: A file or folder of the user's, or a pattern of files.
 
         Raises:
-            ConfigError: A sample cannot be read, or this data set has no way to read any.
+            ConfigError: There are no samples, or this data set has no way to read any.
         """
-        raise ConfigError(
-            f"inputs={path}: {type(self).__name__} cannot read inputs; predictions are made from crystals, "
-            "and from folders of images by models that were trained on data=image_folder"
-        )
+        raise ConfigError(f"inputs={path}: {type(self).__name__} has no read_inputs: nothing can be predicted with it")
 
     def setup(self, stage: str | None = None) -> None:
         """Loads all splits at the first call."""

@@ -14,7 +14,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from src.config import ConfigError
-from src.data.base import Batch, DataModule, require_int
+from src.data.base import Batch, DataModule, Inputs, require_int
 from src.data.catalogues import cif_files, open_catalogue
 from src.data.emt import CARD, TARGET, UNIT, emt_alloy
 from src.data.graphs import Arrays, Catalogue, GraphSplit, load_graphs, note
@@ -165,9 +165,21 @@ class CrystalDataModule(DataModule):
             "target_std": std_T.tolist(),
         }
 
-    def read_inputs(self, path: Path) -> tuple[GraphSplit, list[str]]:
-        """Reads a CIF file, a folder of them, or what `CrystalsDataModule` reads; see `read_inputs` below."""
-        return read_inputs(path, self.settings)
+    def read_inputs(self, path: Path) -> Inputs:
+        """Reads a CIF file, a folder of them, or what `CrystalsDataModule` reads, without targets.
+
+        Raises:
+            ConfigError: There are none.
+        """
+        catalogue = cif_files(path) or open_catalogue(path, ())
+        crystals, arrays = load_graphs(catalogue, self.settings, folder=None)
+        good, reasons, problems = crystals.names[::-1], iter(arrays["reasons"].tolist()), dict[int, str]()
+        for position, name in enumerate(catalogue.names):  # good and bad ones are each in this order
+            if good and good[-1] == name:
+                good.pop()
+            else:
+                problems[position] = next(reasons)
+        return Inputs(crystals, catalogue.names, problems)
 
     def adopt(self, facts: Mapping[str, Any]) -> None:
         """Checks that the graphs are what a model was trained with; the statistics of its targets are its own.
@@ -292,12 +304,12 @@ class CrystalsDataModule(CrystalDataModule):
             "class_counts": counts,
         }
 
-    def read_inputs(self, path: Path) -> tuple[GraphSplit, list[str]]:
+    def read_inputs(self, path: Path) -> Inputs:
         """Reads crystals, and beside `root` the vectors of their elements, where the model comes without."""
-        split, names = super().read_inputs(path)
+        inputs = super().read_inputs(path)
         if self.atom_features and "atom_features" not in self.facts:
-            self.facts["atom_features"] = self._atom_features([split])
-        return split, names
+            self.facts["atom_features"] = self._atom_features([inputs.split])
+        return inputs
 
     def _atom_features(self, splits: Iterable[GraphSplit]) -> list[list[float]]:
         """A vector for each atomic number from 0 to `MAX_Z`; zeros where the file has none."""
@@ -313,26 +325,6 @@ class CrystalsDataModule(CrystalDataModule):
         if lacking := [chemical_symbols[z] for z in there if z not in vectors]:
             raise ConfigError(f"{path} has no vector for {', '.join(lacking)}")
         return [vectors.get(z, [0.0] * length) for z in range(MAX_Z + 1)]
-
-
-def read_inputs(path: Path, settings: GraphSettings) -> tuple[GraphSplit, list[str]]:
-    """Reads crystals without targets, to predict them.
-
-    Args:
-        path: A CIF file, a folder of them, or what `CrystalsDataModule` reads.
-        settings: Those of the model.
-
-    Returns:
-        The graphs ([S, 0] targets) and their names.
-
-    Raises:
-        ConfigError: There are none, or some cannot be used.
-    """
-    catalogue = cif_files(path) or open_catalogue(path, ())
-    crystals, arrays = load_graphs(catalogue, settings, folder=None)
-    if bad := _bad(arrays):
-        raise ConfigError(_listed(catalogue, bad))
-    return crystals, crystals.names
 
 
 def _bad(arrays: Arrays) -> list[tuple[str, str]]:

@@ -69,7 +69,7 @@ def list_photos(
     Raises:
         ConfigError: If there is no such folder, or there are no photos in it.
     """
-    stamps, bad = _find(root)
+    stamps, bad = find_photos(root)
     if not stamps and not bad:
         fault = f"there are no photos in {root}" if root.is_dir() else f"there is no folder {root}"
         raise ConfigError(f"data.root: {fault}\n    expected: {layout}")
@@ -98,7 +98,7 @@ def list_photos(
     )
 
 
-def _find(root: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+def find_photos(root: Path) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
     """Walks a folder: size and time of each photo, and what is wrong with what only looks like one, by path."""
     stamps, bad, inside = {}, {}, root.resolve()
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.config import ConfigError
-from src.data.base import Batch, DataModule, require_int
+from src.data.base import Batch, DataModule, Inputs, require_int
+from src.data.folder import SUFFIXES
+from src.data.idx import read_idx
+from src.data.inputs import read_pictures
 from src.data.split import stratified_split
 from src.data.transforms import Normalize, channel_statistics
 
@@ -133,6 +137,20 @@ class ImageDataModule(DataModule):
             self.splits[split].to(self.trainer.strategy.root_device)
         return super()._loader(split, sampler)
 
+    def read_inputs(self, path: Path) -> Inputs:
+        """Reads pictures, see `read_pictures`; or an IDX file of any other name, whose bytes go in as they are.
+
+        Raises:
+            ConfigError: There are none, or an IDX file is broken or has images of another shape than the model takes.
+        """
+        self.on_device = False  # pictures come from their files batch by batch
+        if not path.is_file() or path.suffix.lower() in SUFFIXES:
+            return read_pictures(path, self.facts)
+        images = read_idx(path, ndim=3)
+        if [1, *images.shape[1:]] != self.facts["input_shape"] or not len(images):
+            raise ConfigError(f"inputs={path}: {images.shape}; the model takes images of {self.facts['input_shape']}")
+        return Inputs(tensor_split(images, np.full(len(images), -1)), [*map(str, range(len(images)))], {})
+
     def adopt(self, facts: Mapping[str, Any]) -> None:
         """Normalises with the statistics that a model was trained with.
 
@@ -140,10 +158,11 @@ class ImageDataModule(DataModule):
             ConfigError: If its classes or the shape of its input are others.
         """
         for name in ("class_names", "input_shape"):
-            if facts.get(name) != self.facts[name]:
+            if (theirs := facts.get(name) or []) != (ours := self.facts[name]):
+                start = [*(one == other for one, other in zip(theirs, ours, strict=False)), False].index(False)
                 raise ConfigError(
                     f"data: the model was trained on {facts.get('name')}, this is {self.name}\n"
-                    f"    {name} of the model: {facts.get(name)}\n    {name} of the data: {self.facts[name]}"
+                    f"    {name} of the model: {excerpt(theirs, start)}\n    {name} of the data: {excerpt(ours, start)}"
                 )
         self.normalize = Normalize(facts["mean"], facts["std"])
 
@@ -155,6 +174,14 @@ class ImageDataModule(DataModule):
             digest.update(part.x_NCHW.numpy().data)
             digest.update(part.y_N.numpy().data)
         return digest.hexdigest()
+
+
+def excerpt(values: Sequence[Any], start: int) -> str:
+    """Returns a short list, or of a long one ten values from `start` on, for a message."""
+    if len(values) <= 20:
+        return str(values)
+    start = min(start, len(values) - 10)
+    return f"{values[start : start + 10]} (of {len(values):,}, from number {start + 1} on)"
 
 
 def tensor_split(x: NDArray[np.uint8], y_N: NDArray[np.int64]) -> TensorSplit:

@@ -116,7 +116,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     def num_workers(self, split: str) -> int:
         """Returns the processes that decode photos of a split: none where they are stored."""
-        return self.workers if isinstance(self.splits[split].images, StreamedImages) else 0
+        return self.workers if isinstance(getattr(self.splits[split], "images", None), StreamedImages) else 0
 
     @property
     def cache(self) -> Path:
@@ -216,7 +216,7 @@ class ImageFolderDataModule(ImageDataModule):
         """Outside of training keeps the middle; the rest as of all images."""
         if self.trainer is None or not self.trainer.training:
             assert isinstance(batch.x, Tensor)
-            batch.x = center_crop(batch.x, self.image_size)
+            batch.x = center_crop(batch.x, self.facts["input_shape"][-1])
         return super().on_after_batch_transfer(batch, dataloader_idx)
 
     def predict_dataloader(self) -> DataLoader[Any]:

@@ -107,7 +107,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     checkpoint = read_plain(path)
     if not is_checkpoint(checkpoint):
-        raise ConfigError(f"{path}: a torch file, but not a checkpoint of this project (no config inside)")
+        published = isinstance(checkpoint, dict) and {"state_dict", "args"} <= checkpoint.keys()
+        way_out = "; weights of the CGCNN code can only predict: python -m src.predict" if published else ""
+        raise ConfigError(f"{path}: a torch file, but not a checkpoint of this project (no config inside){way_out}")
     return checkpoint
 
 

@@ -1,5 +1,6 @@
 """From a checkpoint to metrics: the path alone is enough."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def evaluate(path: Path, split: str, output: Path | None, overrides: Sequence[st
     """
     if split not in SPLITS:
         raise ConfigError(f"split={split}: there is no such split{hint(split, SPLITS)}")
+    if (output := output or _default_output(path, split)) is not None:
+        check_output(output)
     quiet()
     checkpoint = read_checkpoint(path)
     cfg = apply_overrides(checkpoint["config"], overrides, allowed_groups=("data", "trainer", "logger")).cfg
@@ -47,7 +50,7 @@ def evaluate(path: Path, split: str, output: Path | None, overrides: Sequence[st
     run(module, datamodule=datamodule, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
-        _publish(metrics, path, output or _default_output(path, split))
+        _publish(metrics, path, output)
     return metrics
 
 
@@ -64,6 +67,18 @@ def _publish(metrics: Mapping[str, Any], path: Path, output: Path | None) -> Non
 def _default_output(path: Path, split: str) -> Path | None:
     folder = path.parent.parent
     return folder / f"evaluate-{split}.json" if (folder / "status.json").is_file() else None
+
+
+def check_output(output: Path) -> None:
+    """Finds out before any work whether a file can be written.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    if output.exists() and not output.is_file():
+        raise ConfigError(f"output={output}: is a folder or a device, not a file")
+    if not os.access(folder := output.absolute().parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"output={output}: {folder} {'cannot be written' if folder.is_dir() else 'is no folder'}")
 
 
 def find_checkpoint(which: str, runs_dir: str | None = None, experiment: str | None = None) -> Path:

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from src.config import ConfigError
 from src.data import graphs as graphs_module
-from src.data.crystals import CrystalDataModule, CrystalsDataModule, EMTAlloysDataModule, read_inputs
+from src.data.base import Inputs
+from src.data.crystals import CrystalDataModule, CrystalsDataModule, EMTAlloysDataModule
 from src.data.emt import PURE, emt_alloy, formation_energy
 from src.data.graphs import build_arrays
-from src.data.neighbors import GraphSettings
 from src.data.split import group_split
 from tests.fake_crystals import crystals, write_cgcnn_folder
 
@@ -35,6 +35,10 @@ def crystals_of(root: Path, **changes: Any) -> CrystalsDataModule:
     datamodule.prepare_data()
     datamodule.setup()
     return datamodule
+
+
+def read_inputs(path: Path, **changes: Any) -> Inputs:
+    return CrystalsDataModule("nowhere", **{**COMMON, **changes}).read_inputs(path)
 
 
 def alloys(root: Path, count: int = 40, **changes: Any) -> EMTAlloysDataModule:
@@ -204,18 +208,20 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
 def test_inputs_for_a_prediction(tmp_path: Path) -> None:
     structures = crystals(4)
     write_cgcnn_folder(tmp_path / "cifs", structures, rows=["anything"])
-    split, names = read_inputs(tmp_path / "cifs", GraphSettings())
-    assert names == ["c0", "c1", "c2", "c3"] and split.y.shape == (4, 0)
-    one, names = read_inputs(tmp_path / "cifs" / "c2.cif", GraphSettings(num_neighbors=3))
-    assert names == ["c2"] and len(one.distance_E) == 3 * len(structures[2])
-    _, names = read_inputs(write_xyz(tmp_path / "all.xyz", structures), GraphSettings())
-    assert names == ["0", "1", "2", "3"]
-    (tmp_path / "cifs" / "b.cif").write_text("")
-    with pytest.raises(ConfigError) as caught:
-        read_inputs(tmp_path / "cifs", GraphSettings())
-    assert str(caught.value) == (
-        f"{tmp_path}/cifs: 1 of 5 crystals cannot be used\n    b: b.cif: it is no CIF: no line begins with data_"
-    )
+    inputs = read_inputs(tmp_path / "cifs")
+    assert inputs.names == ["c0", "c1", "c2", "c3"] and inputs.split.y.shape == (4, 0) and not inputs.problems
+    one = read_inputs(tmp_path / "cifs" / "c2.cif", num_neighbors=3)
+    assert one.names == ["c2"] and len(one.split.distance_E) == 3 * len(structures[2])
+    assert read_inputs(write_xyz(tmp_path / "all.xyz", structures)).names == ["0", "1", "2", "3"]
+    for name in ("b", "c10", "d"):
+        (tmp_path / "cifs" / f"{name}.cif").write_text("")
+    bad = read_inputs(tmp_path / "cifs")
+    assert bad.names == ["b", "c0", "c1", "c10", "c2", "c3", "d"] and bad.split.names == ["c0", "c1", "c2", "c3"]
+    assert bad.problems == {
+        0: "b.cif: it is no CIF: no line begins with data_",
+        3: "c10.cif: it is no CIF: no line begins with data_",
+        6: "d.cif: it is no CIF: no line begins with data_",
+    }
     assert not list(tmp_path.rglob("graphs*"))
 
 
@@ -271,8 +277,7 @@ def test_bad_cif(tmp_path: Path, cif: str) -> None:
 
 def test_the_good_cif_is_good(tmp_path: Path) -> None:
     (tmp_path / "x.cif").write_text(CIF)
-    split, _ = read_inputs(tmp_path, GraphSettings())
-    assert split.z_N.tolist() == [29, 79]
+    assert read_inputs(tmp_path).split.z_N.tolist() == [29, 79]
 
 
 BAD_ROWS = {

@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, foreign or hostile; and a save that is interrupted."""
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 from src.config import ConfigError
+from src.data.mnist import MNISTSubsetDataModule
 from src.engine.checkpoint import AtomicCheckpointIO, is_committed, read_checkpoint, restore_module
 from src.evaluate import main as evaluate
+from src.tracking.progress import results_table
 from tests.conftest import status
 
 Train = Callable[..., dict[str, float]]
@@ -40,11 +43,21 @@ def refusal(path: Path) -> str:
     return str(caught.value)
 
 
-def test_the_path_alone_gives_the_metrics_of_training(trained: Path, tmp_path: Path) -> None:
+def test_the_path_alone_gives_the_metrics_of_training(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     moved = tmp_path / "else where"
     trained.rename(moved)
-    assert evaluate([f"ckpt={moved}"]) == pytest.approx(status(moved)["metrics"], abs=1e-6)
-    assert (moved / "evaluate-test.json").is_file()
+    metrics = evaluate([f"ckpt={moved}"])
+    assert metrics == pytest.approx(status(moved)["metrics"], abs=1e-6)
+    assert metrics.keys() == status(moved)["metrics"].keys()
+    assert results_table(status(moved)["metrics"]) in capsys.readouterr().out  # as training has printed it
+    written = json.loads((moved / "evaluate-test.json").read_text(encoding="utf-8"))
+    assert written == {"checkpoint": str(moved / "checkpoints/best.ckpt"), "metrics": metrics}
+    assert evaluate([f"ckpt={moved}", "data.batch_size=100"]) == pytest.approx(metrics, abs=1e-6)
+    assert evaluate([f"ckpt={moved}", "data.split_seed=1"])["test/loss"] != pytest.approx(
+        metrics["test/loss"], abs=1e-6
+    )
     lone = tmp_path / "lone.ckpt"
     (moved / "checkpoints/best.ckpt").rename(lone)
     output = tmp_path / "out.json"
@@ -144,9 +157,29 @@ def test_another_data_set_is_refused_with_both_lists(trained: Path, tmp_path: Pa
     assert "'Ankle boot'" in str(caught.value)
 
 
+def test_long_lists_of_classes_begin_where_they_differ() -> None:
+    datamodule = MNISTSubsetDataModule(8, 10, 10, 0, 0)
+    names = [f"n{number}" for number in range(1000)]
+    datamodule.facts = {"class_names": [*names[:600], "cat", *names[601:]]}
+    with pytest.raises(ConfigError) as caught:
+        datamodule.adopt({"name": "imagenet", "class_names": names})
+    rest = "'n601', 'n602', 'n603', 'n604', 'n605', 'n606', 'n607', 'n608', 'n609'] (of 1,000, from number 601 on)"
+    assert str(caught.value) == (
+        "data: the model was trained on imagenet, this is mnist_subset\n"
+        f"    class_names of the model: ['n600', {rest}\n    class_names of the data: ['cat', {rest}"
+    )
+    with pytest.raises(ConfigError, match=r"of the model: \['n980', .*'n989'\] \(of 990, from number 981 on\)"):
+        datamodule.adopt({"name": "imagenet", "class_names": datamodule.facts["class_names"][:990]})
+    with pytest.raises(
+        ConfigError, match=r"was trained on alloys, this is mnist_subset\n    class_names of the model: \[\]"
+    ):
+        datamodule.adopt({"name": "alloys"})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["output=src"], "output=src: is a folder or a device, not a file"),
         ([], "ckpt=last|RUN_DIR|FILE: say which checkpoint to evaluate"),
         (["split=train"], "split=train: there is no such split; did you mean"),
         (["optimizer=sgd"], "optimizer=sgd: the stored run keeps its optimizer"),

@@ -247,6 +247,17 @@ def test_sharded_weights_are_those_of_one_process(tmp_path: Path) -> None:
     assert metrics == pytest.approx(status(two)["metrics"], rel=1e-6)
 
 
+def test_channels_last_filters_can_be_split(tmp_path: Path) -> None:
+    overrides = ["logger=none", "trainer=cpu", "model=resnet20", "model.net.depth=8", "trainer.max_epochs=1"]
+    limits = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
+    sharded = ["trainer.strategy=fsdp", "trainer.devices=2", f"runs_dir={tmp_path / 'runs'}"]
+    codes = run_ranks(2, lambda rank: train_task([*overrides, *limits, *sharded]), tmp_path)
+    assert codes == [0, 0], prints(tmp_path)
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    state = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.is_tensor(value) and value.is_contiguous() for value in state.values())
+
+
 def test_lightnings_launcher_ends_with_a_killed_child(tmp_path: Path) -> None:
     process = psutil.Popen(
         [
