@@ -248,7 +248,7 @@ def test_sharded_weights_are_those_of_one_process(tmp_path: Path) -> None:
 
 
 def test_channels_last_filters_can_be_split(tmp_path: Path) -> None:
-    overrides = ["logger=none", "trainer=cpu", "model=resnet20", "model.net.depth=8", "trainer.max_epochs=1"]
+    overrides = ["logger=none", "trainer=cpu", "model=resnet20", "trainer.max_epochs=1"]
     limits = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
     sharded = ["trainer.strategy=fsdp", "trainer.devices=2", f"runs_dir={tmp_path / 'runs'}"]
     codes = run_ranks(2, lambda rank: train_task([*overrides, *limits, *sharded]), tmp_path)
