@@ -1,5 +1,6 @@
 """``debug=...``: what each choice is for."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from src.config import ConfigError
 from src.data.sampler import TrainSampler
+from src.engine.tuning import FindBatchSize
 from tests.conftest import status
 
 Train = Callable[..., dict[str, float]]
@@ -61,3 +63,44 @@ def test_an_unknown_profiler_is_refused(train: Train) -> None:
 def test_anomaly_names_the_function(train: Train) -> None:
     with pytest.raises(RuntimeError, match=r"Function 'LogSoftmaxBackward0' returned nan values"):
         train("debug=anomaly", "optimizer.lr=1e38", "black_box=false")
+
+
+def test_find_lr_says_where_the_loss_falls(
+    train: Train, run_folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("debug=find_lr", "model=mlp")
+    (folder,) = run_folders()
+    found = re.search(r"^optimizer\.lr=(\S+): (\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert found is not None
+    assert 1e-5 < float(found[1]) < 1
+    assert Path(found[2]) == folder / "plots/learning_rate.png"
+    assert Path(found[2]).is_file()
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_find_batch_size_goes_to_the_end_of_the_training_part(
+    train: Train, run_folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train("debug=find_batch_size", "model=mlp")
+    (folder,) = run_folders()
+    found = re.search(
+        r"^data\.batch_size=(\d+) is the fastest, .* samples/s; the training part is not larger: (\S+)$",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
+    assert found is not None
+    assert int(found[1]) in [2**power for power in range(1, 12)]
+    assert Path(found[2]) == folder / "plots/batch_size.png"
+
+
+def test_find_batch_size_stops_where_memory_ends(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def seconds(self: FindBatchSize, trainer: object, module: object, share: int) -> float:
+        if share > 16:
+            raise torch.OutOfMemoryError
+        return 1.0
+
+    monkeypatch.setattr(FindBatchSize, "_seconds", seconds)
+    train("debug=find_batch_size")
+    assert "data.batch_size=16 is the fastest, 16.00 samples/s; 32 do not fit into memory" in capsys.readouterr().out

@@ -134,6 +134,16 @@ def training_batch(pictures: Iterable[Pixels], class_names: Sequence[str]) -> "F
     return _gallery(pictures, [_shorten(name) for name in class_names], "Images of the first training batch")
 
 
+def trial(x_name: str, x: Sequence[float], y_name: str, y: Sequence[float], title: str) -> "Figure":
+    """What came of each value of a setting, on a logarithmic axis."""
+    figure = _figure(6.0, 3.9)
+    axes = figure.subplots()
+    axes.plot(x, y, color=POINT, marker=".")
+    axes.set_xscale("log")
+    _label(axes, x_name, y_name, title)
+    return figure
+
+
 def pixels(figure: "Figure") -> npt.NDArray[np.uint8]:
     """The picture as RGB, shape (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
