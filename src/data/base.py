@@ -79,12 +79,9 @@ class DataModule(LightningDataModule):
         super().__init__()
         self.batch_size = require_int("data.batch_size", batch_size, minimum=1)
         self.seed = seed
-        if num_folds is not None:
-            require_int("data.num_folds", num_folds, minimum=2)
-        elif fold:
-            raise ConfigError(f"data.fold={fold}: needs data.num_folds, which is null")
-        if num_folds is not None and require_int("data.fold", fold, minimum=0) >= num_folds:
-            raise ConfigError(f"data.fold={fold}: with data.num_folds={num_folds} the folds are 0 to {num_folds - 1}")
+        if fold >= (num_folds or 1):
+            fault = f"the folds are 0 to {num_folds - 1}" if num_folds else "there are none, as data.num_folds=null"
+            raise ConfigError(f"data.fold={fold}: {fault}")
         self.folds = {} if num_folds is None else {"num_folds": num_folds, "fold": fold}
         self.splits: Mapping[str, Any] = {}
         self.facts: dict[str, Any] = {}

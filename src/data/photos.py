@@ -151,11 +151,10 @@ class ImageFolderDataModule(ImageDataModule):
             )
         good = np.ones(len(listing.paths), np.bool_)
         good[list(self.store.faults)] = False
-        parts = split_photos(listing, good, self.store.digests, self.sizes, self.split_seed)
-        parts = cross_validation(
-            parts, self.folds, self.split_seed, self.store.digests, listing.labels, self.class_names
-        )
-        if leaks := shared_content(parts, self.store.digests, listing.paths):
+        digests, seed = self.store.digests, self.split_seed
+        parts = split_photos(listing, good, digests, self.sizes, seed)
+        parts = cross_validation(parts, self.folds, seed, digests, listing.labels, self.class_names)
+        if leaks := shared_content(parts, digests, listing.paths):
             lines = first_ten([f"{one} = {other}" for one, other in leaks])
             rank_zero_warn(f"{self.folder}: the same content lies in two parts, {len(leaks)} times{lines}")
         return {

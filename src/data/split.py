@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from src.config import ConfigError
 
+Positions = NDArray[np.int64]
+
 
 def stratified_split(
     labels: NDArray[np.int64], sizes: Sequence[int], seed: int, class_names: Sequence[str]
@@ -71,13 +73,9 @@ def group_split(groups: Sequence[str] | NDArray[np.str_], sizes: Sequence[int], 
 
 
 def cross_validation(
-    parts: Mapping[str, NDArray[np.int64]],
-    folds: Mapping[str, int],
-    seed: int,
-    groups: NDArray[Any],
-    labels: NDArray[np.int64] | None = None,
-    class_names: Sequence[str] = ("",),
-) -> dict[str, NDArray[np.int64]]:
+    parts: Mapping[str, Positions], folds: Mapping[str, int], seed: int, groups: NDArray[Any],
+    labels: Positions | None = None, class_names: Sequence[str] = ("",),
+) -> dict[str, Positions]:  # fmt: skip
     """Cuts the training and validation part together into folds; one of them becomes the validation part.
 
     Groups are dealt out in random order, large ones first: each to the fold with the fewest samples of its class, among
@@ -104,18 +102,17 @@ def cross_validation(
     label_G = np.zeros_like(first) if labels is None else labels[pool][first]
     for name, count in zip(class_names, np.bincount(label_G, minlength=len(class_names)), strict=True):
         if count < num_folds:
-            what = f"class {name!r} has" if name else "there are"
-            raise ConfigError(f"data.num_folds={num_folds}: {what} only {count} to be dealt out, copies counted once")
+            whose = f" of class {name!r}" if name else ""
+            raise ConfigError(f"data.num_folds={num_folds}: too many for {count} different samples{whose}")
     order = np.random.default_rng(seed).permutation(first.argsort())  # by first appearance: names decide nothing
     order = order[np.argsort(-sizes[order], kind="stable")]
     fold_G, totals, of_class = np.zeros_like(first), [0] * num_folds, [[0] * num_folds for _ in class_names]
     for group, size, label in zip(order.tolist(), sizes[order].tolist(), label_G[order].tolist(), strict=True):
-        fold = min(zip(of_class[label], totals, range(num_folds), strict=True))[2]
-        fold_G[group] = fold
+        fold_G[group] = fold = min(zip(of_class[label], totals, range(num_folds), strict=True))[2]
         totals[fold] += size
         of_class[label][fold] += size
-    is_held_out = fold_G[group_N] == folds["fold"]
-    return {**parts, "train": pool[~is_held_out], "val": pool[is_held_out]}
+    fold_N = fold_G[group_N]
+    return {**parts, "train": pool[fold_N != folds["fold"]], "val": pool[fold_N == folds["fold"]]}
 
 
 def _largest_remainder(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -4,8 +4,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,9 +51,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
     return sweep, common, sweep.pop("started_in")
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keeps a study for this process, as long as it lives.
+def hold(folder: Path) -> FileLock:
+    """Returns a lock that keeps a study for this process, as long as it lives.
 
     Raises:
         ConfigError: Another process has it.
@@ -64,8 +62,7 @@ def held(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout as error:
         raise ConfigError(f"{folder}: this sweep is still going on") from error
-    with lock:
-        yield
+    return lock
 
 
 def is_frozen(folder: Path) -> bool:

@@ -50,7 +50,7 @@ class Sweep:
 
 @dataclass
 class Interval:
-    """Numbers from `low` to `high`, both included; whole ones if both are written so."""
+    """Numbers from `low` to `high`, both included; whole ones if all are written so."""
 
     low: float
     high: float
@@ -70,10 +70,8 @@ def read_sweep(name: str, own: Mapping[str, Any], overrides: Sequence[str]) -> d
     if fault := files.unreadable(file):
         raise ConfigError(fault)
     values: Any = OmegaConf.to_container(OmegaConf.load(files.path / f"{file}.yaml"))
-    settings = {key: [setting] for key, setting in files.settings(file, "")}
-    sweep = complete(
-        {**values, **own}, lambda key: "" if key in own else place(key, settings) or f"configs/{file}.yaml: "
-    )
+    lines = {key: [setting] for key, setting in files.settings(file, "")}
+    sweep = complete({**values, **own}, lambda key: "" if key in own else place(key, lines) or f"configs/{file}.yaml: ")
     sweep["overrides"] += overrides
     return sweep
 
@@ -84,21 +82,19 @@ def read_grid(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     Raises:
         ConfigError: There is no such key, or one has values that cannot be counted.
     """
-    space, common = {}, []
-    for text in overrides:
-        override = parse_override(text, several=True)
-        if not override.is_sweep_override():
-            common.append(text)
-        elif not (override.is_choice_sweep() or override.is_range_sweep()):
+    parsed = {text: parse_override(text, several=True) for text in overrides}
+    several = {text: override for text, override in parsed.items() if override.is_sweep_override()}
+    for text, override in several.items():
+        if not (override.is_choice_sweep() or override.is_range_sweep()):
             raise ConfigError(f"{text}: values are written key=a,b or key=range(1,4); an interval needs a sweep=NAME")
-        else:
-            key = override.get_key_element()
-            space[key] = [parse_override(f"{key}={value}").value() for value in override.sweep_string_iterator()]
-    if not space and not own.get("seeds"):
+    if not several and not own.get("seeds"):
         raise ConfigError(
             "nothing to sweep over: give a key several values, optimizer.lr=0.1,0.2, or choose a file of "
             f"configs/sweep/ by sweep=NAME{hint('', ConfigFolder().options('sweep'))}"
         )
+    keys = {override.get_key_element(): override.sweep_string_iterator() for override in several.values()}
+    space = {key: [parse_override(f"{key}={value}").value() for value in values] for key, values in keys.items()}
+    common = [text for text in overrides if text not in several]
     return complete({"space": space, "overrides": common, "sampler": "grid", **own})
 
 
@@ -113,17 +109,15 @@ def complete(values: Mapping[str, Any], where: Callable[[str], str] = lambda key
         ConfigError: With every problem.
     """
     problems = list(_faults(Sweep, values, "", where))
-    space = values.get("space")
-    if isinstance(space, Mapping):
-        for key, given in space.items():
-            problems += _space_faults(f"space.{key}", given, values.get("sampler") == "grid", where)
-    elif space is not None:
-        problems.append(f"{where('space')}space: its keys are those to vary, as in optimizer.lr: [0.1, 0.2]")
     for name in ("n_trials", "n_jobs"):
         if isinstance(values.get(name), int) and values[name] < 1:
             problems.append(f"{where(name)}{name}: must be at least 1, not {values[name]}")
-    if not problems and values.get("n_trials") is None and values.get("sampler") != "grid":
+    is_grid = values.get("sampler") == "grid"
+    if not problems and values.get("n_trials") is None and not is_grid:
         problems.append("n_trials=N: say how many trials there are to be")
+    if isinstance(values.get("space"), Mapping):
+        for key, given in values["space"].items():
+            problems += _space_faults(f"space.{key}", given, is_grid, where)
     if problems:
         raise ConfigError(*problems)
     return plain(OmegaConf.merge(OmegaConf.structured(Sweep), escaped(dict(values))))
@@ -135,32 +129,25 @@ def _faults(section: type, values: Mapping[str, Any], path: str, where: Callable
         at = f"{where(path + name)}{path}{name}: "
         if name not in known:
             yield f"{at}there is no such key{hint(name, known)}"
-        elif name != "space" and (expected := known[name].expected(value)):
-            yield f"{at}expected {expected}, got {written(value)}"
+        elif expected := known[name].expected(value):
+            yield f"{at}expected {expected.replace('typing.', '')}, got {written(value)}"
     missing = [name for name, argument in known.items() if argument.default is None and name not in values]
     yield from (f"{where(path.rstrip('.'))}{path}{name}: missing" for name in missing)
 
 
 def _space_faults(path: str, given: Any, is_grid: bool, where: Callable[[str], str]) -> Iterator[str]:
     at = f"{where(path)}{path}: "
-    if isinstance(given, list) and given:
-        return
     if not isinstance(given, Mapping):
-        yield f"{at}expected a list of values, or low and high, got {written(given)}"
+        if not isinstance(given, list) or not given:
+            yield f"{at}expected a list of values, or low and high, got {written(given)}"
     elif faults := list(_faults(Interval, given, f"{path}.", where)):
         yield from faults
-    elif given["low"] >= given["high"]:
-        yield f"{at}low: {given['low']} is not below high: {given['high']}"
-    elif given.get("log") and (given["low"] <= 0 or "step" in given):
-        yield f"{at}log: true needs low above 0 and no step"
-    elif is_grid and "step" not in given and not _is_whole(given):
-        yield f"{at}a grid needs a list of values, or a step"
-    elif given.get("step", 1) <= 0:
-        yield f"{at}step: must be above 0, not {given['step']}"
-
-
-def _is_whole(given: Mapping[str, Any]) -> bool:
-    return all(isinstance(given.get(name, 1), int) for name in ("low", "high", "step"))
+    else:
+        try:
+            if isinstance(_distribution(given), FloatDistribution) and is_grid and "step" not in given:
+                yield f"{at}a grid needs a list of values, or a step"
+        except ValueError as error:
+            yield f"{at}{error}"
 
 
 def distributions(space: Mapping[str, Any]) -> Space:
@@ -171,15 +158,13 @@ def distributions(space: Mapping[str, Any]) -> Space:
 def _distribution(given: Any) -> BaseDistribution:
     if isinstance(given, list):
         return CategoricalDistribution(list(dict.fromkeys(map(_text, given))))
-    step = {"step": given["step"]} if "step" in given else {}
-    kind = IntDistribution if _is_whole(given) else FloatDistribution
-    return kind(given["low"], given["high"], log=given.get("log", False), **step)
+    return (IntDistribution if all(isinstance(value, int) for value in given.values()) else FloatDistribution)(**given)
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, str) and not _WORD.fullmatch(value):
-        return QuotedString(value, Quote.single).with_quotes()
-    return str(value) if isinstance(value, str) else written(value)
+    if isinstance(value, str):
+        return value if _WORD.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
+    return written(value)
 
 
 def grid(space: Space) -> list[dict[str, Any]]:
@@ -188,15 +173,11 @@ def grid(space: Space) -> list[dict[str, Any]]:
 
 
 def _values(distribution: BaseDistribution) -> list[Any]:
-    match distribution:
-        case CategoricalDistribution(choices=choices):
-            return list(choices)
-        case IntDistribution(low=low, high=high, step=step):
-            return list(range(low, high + 1, step))
-        case FloatDistribution(low=low, high=high, step=step):
-            assert step is not None
-            return [low + number * step for number in range(round((high - low) / step) + 1)]
-    raise TypeError(distribution)
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution) and distribution.step is not None
+    low, step = distribution.low, distribution.step
+    return [low + number * step for number in range(round((distribution.high - low) / step) + 1)]
 
 
 def as_overrides(point: Mapping[str, Any]) -> list[str]:
@@ -214,18 +195,16 @@ def check_points(sweep: Mapping[str, Any]) -> list[Composed]:
         ConfigError: With every problem, or keys that are varied and set, or trials that cannot be compared.
     """
     space, overrides = distributions(sweep["space"]), sweep["overrides"]
-    keys = {*space, *(["seed"] if sweep["seeds"] else [])}
-    if twice := [text for text in overrides if text.lstrip("+").partition("=")[0] in keys]:
-        raise ConfigError(*(f"{text}: this sweep varies it" for text in twice))
-    if sweep["seeds"] and "seed" in space:
-        raise ConfigError("seed: is in the space, and seeds are given as well; seeds are averaged over")
-    common = compose(overrides)
-    composed: list[Composed] = []
-    problems: list[str] = []
-    ends = {key: list(getattr(d, "choices", ())) or [d.low, d.high] for key, d in space.items()}  # type: ignore[attr-defined]
+    ends = {key: list(getattr(values, "choices", ())) or [values.low, values.high] for key, values in space.items()}  # type: ignore[attr-defined]
     first = {key: values[0] for key, values in ends.items()}
-    points = [first] + [first | {key: value} for key, values in ends.items() for value in values[1:]]
-    for point in [*points, *({**first, "seed": seed} for seed in sweep["seeds"])]:
+    points = [first, *(first | {key: value} for key, values in ends.items() for value in values[1:])]
+    points += [first | {"seed": seed} for seed in sweep["seeds"]]
+    varied = [*space, *(["seed"] if sweep["seeds"] else [])]
+    keys = [*varied, *(text.lstrip("+").partition("=")[0] for text in overrides)]
+    if twice := {key for key in varied if keys.count(key) > 1}:
+        raise ConfigError(*(f"{key}: this sweep varies it, and it is given twice" for key in twice))
+    composed, problems = [compose(overrides)], list[str]()
+    for point in points:
         try:
             composed.append(compose([*overrides, *as_overrides(point)]))
         except ConfigError as error:
@@ -233,7 +212,6 @@ def check_points(sweep: Mapping[str, Any]) -> list[Composed]:
     if problems:
         raise ConfigError(*problems)
     for other in composed:
-        if other.cfg["monitor"] != common.cfg["monitor"]:
-            was, now = (" ".join(cfg["monitor"].values()) for cfg in (common.cfg, other.cfg))
-            raise ConfigError(f"monitor: is {was}, and {now} with {' '.join(other.overrides)}: nothing to compare by")
-    return [common, *composed]
+        if (now := other.cfg["monitor"]) != (was := composed[0].cfg["monitor"]):
+            raise ConfigError(f"monitor: {written(now)} with {' '.join(other.overrides)}, but {written(was)} without")
+    return composed
