@@ -1,6 +1,7 @@
 """The trials of a study: asked of Optuna, run, watched and told; the ledger is always ahead of the processes."""
 
 import math
+import random
 import shutil
 import statistics
 import time
@@ -96,7 +97,7 @@ class Search:
 
     def _sampler(self, number: int) -> samplers.BaseSampler:
         """A sampler of its own for each trial, so that a study that is resumed draws what it would have drawn."""
-        seed = self.seed + number
+        seed = random.Random(f"{self.seed} {number}").getrandbits(32)  # neighbouring seeds would draw alike
         if self.points is not None:
             return samplers.PartialFixedSampler(self.points[number], samplers.RandomSampler(seed))
         is_random = self.sweep["sampler"] == "random"
