@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "data": {"data", "config"},
     "modules": {"modules", "config"},
     "tracking": {"tracking", "config"},
+    "search": {"search", "config", "tracking.files"},
     # Only the bases: which module and which data set a run has is the config's choice.
     "engine": {"engine", "config", "tracking", "modules.base", "modules.metrics", "modules.optimization", "data.base"},
 }
@@ -27,6 +28,7 @@ FOREIGN = {
     "config": {"torch", "lightning", "numpy", "wandb", "torchvision", "torchmetrics"},
     "nets": {"lightning", "hydra", "wandb", "omegaconf"},
     "modules": {"hydra", "omegaconf", "wandb"},
+    "search": {"torch", "lightning", "wandb", "torchvision"},
     "data": {"hydra", "omegaconf", "wandb", "torchmetrics"},
 }
 
@@ -47,7 +49,7 @@ def test_imports_follow_the_arrows(path: Path) -> None:
     for name in imports(path):
         if name.startswith("src."):
             target = name.removeprefix("src.")
-            allowed = MAY_IMPORT.get(room, {"config", "engine", "tracking", "data.base"})
+            allowed = MAY_IMPORT.get(room, {"config", "engine", "tracking", "search", "data.base"})
             assert any(target == entry or target.startswith(f"{entry}.") for entry in allowed), f"{path}: {name}"
         assert name.partition(".")[0] not in FOREIGN.get(room, set()), f"{path}: {name}"
 
@@ -88,10 +90,10 @@ def test_every_room_can_be_read_in_an_afternoon() -> None:
         room = path.relative_to(ROOT / "src").parts[0]
         lines[room] = lines.get(room, 0) + code_lines(path.read_text(encoding="utf-8"))
         assert code_lines(path.read_text(encoding="utf-8")) < 300, f"{path}: too long to be read at once"
-    assert max(lines.values()) < 2100 and sum(lines.values()) < 6200, lines
+    assert max(lines.values()) < 2200 and sum(lines.values()) < 8000, lines
 
 
-@pytest.mark.parametrize("entry", ["train", "evaluate", "predict", "explain", "prepare"])
+@pytest.mark.parametrize("entry", ["train", "evaluate", "predict", "explain", "prepare", "sweep"])
 def test_entries_are_recipes(entry: str) -> None:
     assert len((ROOT / f"src/{entry}.py").read_text(encoding="utf-8").splitlines()) < 60
 

@@ -60,10 +60,11 @@ def parse_command_line(argv: Sequence[str], prog: str = "src.train", usage: Usag
         print(help_text(prog, usage))
         sys.exit(0)
     if {"--multirun", "-m"} & set(words):
-        raise ConfigError(
-            "--multirun: several runs need a process each, which python -m src.sweep will give them; "
-            f"by hand: for seed in 0 1 2; do python -m {prog} seed=$seed; done"
-        )
+        words = [word for word in words if word not in ("--multirun", "-m")]
+        if prog not in ("src.train", "src.sweep"):
+            raise ConfigError(f"--multirun: is for python -m src.train; {prog} runs once")
+        if prog == "src.train":  # several runs need a process each
+            os.execv(sys.executable, [sys.executable, "-m", "src.sweep", *words])
     if _PRINTING & set(words):
         _print(words, prog)
     for word in words:
@@ -96,6 +97,7 @@ def help_text(prog: str, usage: Usage = TRAIN) -> str:
     for name in folder.options("experiment"):
         comments = re.findall(r"^# *([^@\s].*)", folder.text(f"experiment/{name}"), re.MULTILINE)
         lines.append(f"  {name:<{width}}  {next(iter(comments), '')}")
+    lines += ["", "sweeps, for python -m src.sweep:", f"  {', '.join(folder.options('sweep'))}"]
     lines += ["", "groups:", *(f"  {group:<{width}}  {', '.join(folder.options(group))}" for group in groups)]
     lines += ["", FLAGS, "", "examples:", *(f"  python -m {prog} {example}".rstrip() for example in usage.examples)]
     return "\n".join(lines)

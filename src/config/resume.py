@@ -17,6 +17,9 @@ from src.config.sources import take_arguments, written
 INHERITED = "RESEARCH_TEMPLATE_RUN"
 """Environment variable by which the processes of one run share its folder."""
 
+TRIAL = "RESEARCH_TEMPLATE_TRIAL"
+"""Environment variable by which a sweep names the folder of a run."""
+
 APPLIED = (
     "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.min_epochs",
     "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy",
@@ -122,7 +125,9 @@ def _requeued(composed: Composed) -> Composed | None:
 
 
 def slurm_folder(cfg: Mapping[str, Any]) -> Path | None:
-    """The folder of a run under Slurm, the same after the job was requeued; None elsewhere."""
+    """The folder of a run in a sweep or under Slurm, the same after the job was requeued; None elsewhere."""
+    if trial := os.environ.get(TRIAL):
+        return experiment_folder(cfg) / trial
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     if job is None or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None

@@ -50,8 +50,9 @@ class ConfigFolder:
     path: Path = CONFIG_DIR
 
     def groups(self) -> list[str]:
-        """Returns the names of all groups."""
-        return sorted(entry.name for entry in self.path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        """Returns the names of all groups; the files of `sweep` are about several runs and belong to none."""
+        folders = [entry.name for entry in self.path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        return sorted({*folders} - {"sweep"})
 
     def options(self, group: str) -> list[str]:
         """Returns the names of the group's files."""
@@ -154,8 +155,8 @@ def escaped(value: Any) -> Any:
     return value
 
 
-def parse_override(text: str) -> Override:
-    """Reads one override; a ConfigError where it is not key=value, not in Hydra's grammar, or means several runs."""
+def parse_override(text: str, several: bool = False) -> Override:
+    """Reads one override; a ConfigError where it is not key=value, not in Hydra's grammar, or has `several` values."""
     line = quote_path(text)
     if "=" not in line and not line.startswith("~"):
         raise ConfigError(f"{text}: an override is written key=value")
@@ -168,9 +169,9 @@ def parse_override(text: str) -> Override:
         ) from error
     if parsed.package is not None:
         raise ConfigError(f"{text}: a group always goes to the section of its name, write it without @")
-    if parsed.is_sweep_override():
+    if parsed.is_sweep_override() and not several:
         raise ConfigError(
-            f"{text}: several values mean several runs, which python -m src.sweep will make; "
+            f"{text}: several values mean several runs, which python -m src.sweep makes; "
             f"one list is written key=[a,b], text with a comma key=\"'a,b'\""
         )
     parsed.input_line = text  # as it was typed

@@ -82,18 +82,25 @@ class DataModule(LightningDataModule):
     Args:
         batch_size: Samples per training step over all processes.
         seed: The run's seed, for the order of the training samples.
+        num_folds: Folds of a cross-validation, cut out of the training and validation part together; None: no folds.
+        fold: Which of them is the validation part, from 0 on; the others are trained on.
 
     Attributes:
         splits: "train", "val" and "test", after `setup`.
+        folds: `num_folds` and `fold`; empty without a cross-validation.
         facts: What the model, the dashboard and a checkpoint must know of the data, as plain values; after `setup`.
         bad_files: Files that are left out, and why; after `setup`.
         repeats: Whether every epoch has the batches of the first.
     """
 
-    def __init__(self, batch_size: int, seed: int) -> None:
+    def __init__(self, batch_size: int, seed: int, num_folds: int | None = None, fold: int = 0) -> None:
         super().__init__()
         self.batch_size = require_int("data.batch_size", batch_size, minimum=1)
         self.seed = seed
+        if fold >= (num_folds or 1):
+            fault = f"the folds are 0 to {num_folds - 1}" if num_folds else "there are none, as data.num_folds=null"
+            raise ConfigError(f"data.fold={fold}: {fault}")
+        self.folds = {} if num_folds is None else {"num_folds": num_folds, "fold": fold}
         self.splits: Mapping[str, Any] = {}
         self.facts: dict[str, Any] = {}
         self.bad_files: list[tuple[str, str]] = []

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from numpy.typing import NDArray
 from torch import Tensor
 
 from src.config import ConfigError
@@ -19,7 +20,7 @@ from src.data.catalogues import cif_files, open_catalogue
 from src.data.emt import CARD, TARGET, UNIT, emt_alloy
 from src.data.graphs import Arrays, Catalogue, GraphSplit, load_graphs, note
 from src.data.neighbors import GraphSettings, Integers
-from src.data.split import group_split
+from src.data.split import cross_validation, group_split
 from src.data.structures import MAX_Z, reduced_formula
 
 SHOWN = 10  # bad crystals that a message lists
@@ -41,6 +42,7 @@ class CrystalDataModule(DataModule):
         compat: See `GraphSettings`.
         cache_dir: Folder for the graphs; None: beside the data.
         on_bad: What to do if crystals cannot be used: `error`, or `skip` to leave them out.
+        **folds: See `DataModule`.
 
     Attributes:
         bad_files: Crystals that were left out, and why.
@@ -62,8 +64,9 @@ class CrystalDataModule(DataModule):
         compat: bool = False,
         cache_dir: str | None = None,
         on_bad: Literal["error", "skip"] = "error",
+        **folds: Any,
     ) -> None:
-        super().__init__(batch_size, seed)
+        super().__init__(batch_size, seed, **folds)
         self.sizes = {"test": test_size, "val": val_size}
         self.split, self.split_seed = split, require_int("data.split_seed", split_seed, minimum=0)
         self.settings = GraphSettings(float(cutoff), num_neighbors, compat)
@@ -99,7 +102,10 @@ class CrystalDataModule(DataModule):
         if len(twins):
             shown = ", ".join(crystals.names[twin] for twin in twins[:SHOWN])
             note(f"{catalogue.what}: there already under another name, with the same target: {len(twins)} ({shown})")
-        parts = self._given(crystals.names) if self.split == "files" else self._drawn(arrays)
+        # Not crystal by crystal: the same one under two names would be in two parts.
+        groups = arrays["formulas" if self.split == "composition" else "digests"]
+        parts = self._given(crystals.names) if self.split == "files" else self._drawn(groups)
+        parts = cross_validation(parts, self.folds, self.split_seed, groups)
         for part, positions in parts.items():
             if not len(positions):
                 raise ConfigError(f"data.split={self.split}: no crystals for the part {part}")
@@ -107,9 +113,7 @@ class CrystalDataModule(DataModule):
         self.fingerprint = hashlib.sha256(chosen.encode()).hexdigest()
         return {part: crystals.select(torch.from_numpy(positions)) for part, positions in parts.items()}
 
-    def _drawn(self, arrays: Arrays) -> dict[str, Integers]:
-        # Not crystal by crystal: the same one under two names would be in two parts.
-        groups = arrays["formulas" if self.split == "composition" else "digests"]
+    def _drawn(self, groups: NDArray[Any]) -> dict[str, Integers]:
         counts = [_count(f"data.{part}_size", size, len(groups)) for part, size in self.sizes.items()]
         train, test, val = group_split(groups, counts, self.split_seed)
         return {"train": train, "val": val, "test": test}
@@ -145,6 +149,7 @@ class CrystalDataModule(DataModule):
             "batch_size": self.batch_size,
             "split": self.split,
             "split_seed": self.split_seed,
+            **self.folds,
             "fingerprint": self.fingerprint,
             "card": self.card,
         }

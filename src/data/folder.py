@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.config import ConfigError
-from src.data.split import stratified_split
+from src.data.split import Positions, stratified_split
 
 SUFFIXES = {
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
@@ -21,8 +21,6 @@ SUFFIXES = {
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "test1": "test"}
 """What a folder of this name at the top of a data set holds."""
-
-Positions = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from src.data.base import Batch, DataModule, Inputs, require_int
 from src.data.folder import SUFFIXES
 from src.data.idx import read_idx
 from src.data.inputs import read_pictures
-from src.data.split import stratified_split
+from src.data.split import cross_validation, stratified_split
 from src.data.transforms import Normalize, channel_statistics
 
 
@@ -56,12 +56,13 @@ class ImageDataModule(DataModule):
         split_seed: Which samples go to which part, where the split is random.
         seed: The run's seed, for the order of the training samples.
         on_device: Whether the splits are kept on the device that trains.
+        **folds: See `DataModule`.
     """
 
     class_names: Sequence[str]
 
-    def __init__(self, batch_size: int, split_seed: int, seed: int, on_device: bool = False) -> None:
-        super().__init__(batch_size, seed)
+    def __init__(self, batch_size: int, split_seed: int, seed: int, on_device: bool = False, **folds: Any) -> None:
+        super().__init__(batch_size, seed, **folds)
         self.on_device = on_device
         self.split_seed = require_int("data.split_seed", split_seed, minimum=0)
 
@@ -71,7 +72,7 @@ class ImageDataModule(DataModule):
         return Normalize(self.facts["mean"], self.facts["std"])
 
     def hold_out(self, x: NDArray[np.uint8], y_N: NDArray[np.int64], **sizes: int) -> dict[str, TensorSplit]:
-        """Cuts parts off labelled images, stratified; "train" is what is left.
+        """Cuts parts off labelled images, stratified; "train" is what is left, or what the folds make of it and "val".
 
         Raises:
             ConfigError: If nothing is left, or a class has too few samples for every part.
@@ -80,8 +81,10 @@ class ImageDataModule(DataModule):
         if train < 1:
             asked = " and ".join(f"data.{part}_size={size}" for part, size in sizes.items())
             raise ConfigError(f"nothing is left to train on: {asked} of {len(y_N)} samples")
-        parts = stratified_split(y_N, [train, *sizes.values()], self.split_seed, self.class_names)
-        return {part: tensor_split(x[i], y_N[i]) for part, i in zip(("train", *sizes), parts, strict=True)}
+        chosen = stratified_split(y_N, [train, *sizes.values()], self.split_seed, self.class_names)
+        parts = dict(zip(("train", *sizes), chosen, strict=True))
+        parts = cross_validation(parts, self.folds, self.split_seed, np.arange(len(y_N)), y_N, self.class_names)
+        return {part: tensor_split(x[i], y_N[i]) for part, i in parts.items()}
 
     def describe(self) -> dict[str, Any]:
         """Returns the facts; mean and deviation are those of the training part, computed.
@@ -108,6 +111,7 @@ class ImageDataModule(DataModule):
             },
             "batch_size": self.batch_size,
             "split_seed": self.split_seed,
+            **self.folds,
             "fingerprint": self.fingerprint(),
         }
 

@@ -33,13 +33,14 @@ class MNISTSubsetDataModule(ImageDataModule):
         test_size: Test samples; cut from the same 5,000, they are not MNIST's official test set.
         split_seed: Which samples go to which part.
         seed: The run's seed.
+        **rest: See `ImageDataModule`.
     """
 
     name = "mnist_subset"
     class_names = DIGITS
 
-    def __init__(self, batch_size: int, val_size: int, test_size: int, split_seed: int, seed: int) -> None:
-        super().__init__(batch_size, split_seed, seed)
+    def __init__(self, batch_size: int, val_size: int, test_size: int, split_seed: int, seed: int, **rest: Any) -> None:
+        super().__init__(batch_size, split_seed, seed, **rest)
         self.val_size = require_int("data.val_size", val_size, minimum=1)
         self.test_size = require_int("data.test_size", test_size, minimum=1)
 
@@ -63,14 +64,15 @@ class MNISTDataModule(ImageDataModule):
         val_size: Validation samples.
         split_seed: Which training samples become validation samples.
         seed: The run's seed.
+        **rest: See `ImageDataModule`.
     """
 
     name = "mnist"
     class_names = DIGITS
     source: ClassVar[type[Any]] = datasets.MNIST  # its name is also the folder's
 
-    def __init__(self, root: str, batch_size: int, val_size: int, split_seed: int, seed: int) -> None:
-        super().__init__(batch_size, split_seed, seed)
+    def __init__(self, root: str, batch_size: int, val_size: int, split_seed: int, seed: int, **rest: Any) -> None:
+        super().__init__(batch_size, split_seed, seed, **rest)
         self.root = Path(root)
         self.val_size = require_int("data.val_size", val_size, minimum=1)
 

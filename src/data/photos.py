@@ -19,6 +19,7 @@ from src.data.base import Batch
 from src.data.folder import list_photos, shared_content, split_photos
 from src.data.images import ImageDataModule
 from src.data.photo_transforms import center_crop, color_jitter, random_resized_crop
+from src.data.split import cross_validation
 from src.data.store import Store, StreamedImages, open_store
 
 MB = 1_000_000
@@ -69,6 +70,7 @@ class ImageFolderDataModule(ImageDataModule):
         disk_budget_mb: Up to this size there is a store; beyond, the files are decoded each time.
         num_workers: Processes that then decode.
         seed: The run's seed.
+        **folds: See `DataModule`.
     """
 
     name = "image_folder"
@@ -95,8 +97,9 @@ class ImageFolderDataModule(ImageDataModule):
         disk_budget_mb: float,
         num_workers: int,
         seed: int,
+        **folds: Any,
     ) -> None:
-        super().__init__(batch_size, split_seed, seed)
+        super().__init__(batch_size, split_seed, seed, on_device=False, **folds)
         if store_size < image_size:
             raise ConfigError(f"data.store_size={store_size} must not be below data.image_size={image_size}")
         self.root = Path(root).expanduser()
@@ -150,8 +153,10 @@ class ImageFolderDataModule(ImageDataModule):
             )
         good = np.ones(len(listing.paths), np.bool_)
         good[list(self.store.faults)] = False
-        parts = split_photos(listing, good, self.store.digests, self.sizes, self.split_seed)
-        if leaks := shared_content(parts, self.store.digests, listing.paths):
+        digests, seed = self.store.digests, self.split_seed
+        parts = split_photos(listing, good, digests, self.sizes, seed)
+        parts = cross_validation(parts, self.folds, seed, digests, listing.labels, self.class_names)
+        if leaks := shared_content(parts, digests, listing.paths):
             lines = first_ten([f"{one} = {other}" for one, other in leaks])
             rank_zero_warn(f"{self.folder}: the same content lies in two parts, {len(leaks)} times{lines}")
         return {

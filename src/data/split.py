@@ -1,11 +1,14 @@
-"""Seeded splits: those that keep the proportion of the classes, and those that keep groups together."""
+"""Seeded splits: by class, by group, and folds, which heed both."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.config import ConfigError
+
+Positions = NDArray[np.int64]
 
 
 def stratified_split(
@@ -67,6 +70,49 @@ def group_split(groups: Sequence[str] | NDArray[np.str_], sizes: Sequence[int], 
         if part:
             room[part - 1] -= counts[group]
     return [np.flatnonzero(part_of[group_N] == part) for part in range(len(sizes) + 1)]
+
+
+def cross_validation(
+    parts: Mapping[str, Positions], folds: Mapping[str, int], seed: int, groups: NDArray[Any],
+    labels: Positions | None = None, class_names: Sequence[str] = ("",),
+) -> dict[str, Positions]:  # fmt: skip
+    """Cuts the training and validation part together into folds; one of them becomes the validation part.
+
+    Groups are dealt out in random order, large ones first: each to the fold with the fewest samples of its class, among
+    equals to the smallest. So no group is in two folds, and the classes are spread evenly.
+
+    Args:
+        parts: Positions of the samples in "train", "val" and others, which stay.
+        folds: `num_folds`, and `fold`, the one to validate on; if empty, the parts stay as they are.
+        seed: Which groups go where.
+        groups: [N] group of each sample of the data set; those of one have the same label.
+        labels: [N] class of each sample; None: all are alike.
+        class_names: For the message.
+
+    Returns:
+        All parts, ascending.
+
+    Raises:
+        ConfigError: A class has fewer groups than there are folds.
+    """
+    if not folds or not len(parts["train"]):  # there is nothing to train on where a model is only evaluated
+        return dict(parts)
+    pool, num_folds = np.sort(np.concatenate([parts["train"], parts["val"]])), folds["num_folds"]
+    _, first, group_N, sizes = np.unique(groups[pool], return_index=True, return_inverse=True, return_counts=True)
+    label_G = np.zeros_like(first) if labels is None else labels[pool][first]
+    for name, count in zip(class_names, np.bincount(label_G, minlength=len(class_names)), strict=True):
+        if count < num_folds:
+            whose = f" of class {name!r}" if name else ""
+            raise ConfigError(f"data.num_folds={num_folds}: too many for {count} different samples{whose}")
+    order = np.random.default_rng(seed).permutation(first.argsort())  # by first appearance: names decide nothing
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    fold_G, totals, of_class = np.zeros_like(first), [0] * num_folds, [[0] * num_folds for _ in class_names]
+    for group, size, label in zip(order.tolist(), sizes[order].tolist(), label_G[order].tolist(), strict=True):
+        fold_G[group] = fold = min(zip(of_class[label], totals, range(num_folds), strict=True))[2]
+        totals[fold] += size
+        of_class[label][fold] += size
+    fold_N = fold_G[group_N]
+    return {**parts, "train": pool[fold_N != folds["fold"]], "val": pool[fold_N == folds["fold"]]}
 
 
 def _largest_remainder(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -50,11 +50,6 @@ def test_dashes_of_sweeps_are_taken_off():
         (["--lr", "3"], "--lr: there is no such flag; a setting is written key=value, --help lists the flags"),
         (["--resolve"], "--resolve: there is no such flag; a setting is written key=value, --help lists the flags"),
         (
-            ["-m", "seed=1,2"],
-            "--multirun: several runs need a process each, which python -m src.sweep will give them; "
-            "by hand: for seed in 0 1 2; do python -m src.train seed=$seed; done",
-        ),
-        (
             ["--cfg", "job", "optimizer.lrr=1"],
             "optimizer.lrr=1: torch.optim.Adam has no argument lrr; did you mean optimizer.lr?",
         ),
@@ -66,12 +61,19 @@ def test_mistakes(argv, text):
     assert str(caught.value) == text
 
 
+def test_several_runs_are_for_training():
+    with pytest.raises(ConfigError, match=r"--multirun: is for python -m src.train; src.evaluate runs once"):
+        parse_command_line(["-m", "seed=1,2"], "src.evaluate")
+    assert parse_command_line(["--multirun", "seed=1,2"], "src.sweep") == ["seed=1,2"]
+
+
 def test_help_names_what_there_is(capsys):
     text = printed(capsys, "--help")
     assert text.startswith("usage: python -m src.train [experiment=NAME]")
     assert "\n  mnist_linear " in text
     assert "\n  optimizer " in text
     assert "adamw" in text
+    assert "\nsweeps, for python -m src.sweep:\n  mnist_architecture, mnist_lr\n" in text
     assert printed(capsys, "-h") == text
 
 

@@ -93,7 +93,7 @@ ON_THE_COMMAND_LINE = {
     "mnist_mlp": "mnist_mlp: an override is written key=value; did you mean experiment=mnist_mlp?",
     "nothing": "nothing: an override is written key=value",
     "optimizer.lr=0.1,0.2": (
-        "optimizer.lr=0.1,0.2: several values mean several runs, which python -m src.sweep will make; "
+        "optimizer.lr=0.1,0.2: several values mean several runs, which python -m src.sweep makes; "
         "one list is written key=[a,b], text with a comma key=\"'a,b'\""
     ),
     "tags=[a": (
