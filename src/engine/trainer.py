@@ -58,6 +58,7 @@ class Patience(EarlyStopping):
 
 def build_trainer(plan: Plan, run: Run) -> Trainer:
     """Builds the Trainer of a run."""
+    run.update(parameters=sum(parameter.numel() for parameter in plan.module.parameters()))
     if plan.cfg["compile"]["backend"] is not None:
         # In place: the keys of the state dict stay what they are without compilation.
         plan.module.net.compile(backend=plan.cfg["compile"]["backend"], mode=plan.cfg["compile"]["mode"])
