@@ -91,7 +91,7 @@ def test_every_room_can_be_read_in_an_afternoon() -> None:
     assert max(lines.values()) < 2000 and sum(lines.values()) < 6200, lines
 
 
-@pytest.mark.parametrize("entry", ["train", "evaluate", "predict", "explain", "prepare"])
+@pytest.mark.parametrize("entry", ["train", "evaluate", "predict", "explain", "prepare", "report"])
 def test_entries_are_recipes(entry: str) -> None:
     assert len((ROOT / f"src/{entry}.py").read_text(encoding="utf-8").splitlines()) < 60
 
