@@ -93,7 +93,7 @@ def test_every_room_can_be_read_in_an_afternoon() -> None:
     assert max(lines.values()) < 2200 and sum(lines.values()) < 8000, lines
 
 
-@pytest.mark.parametrize("entry", ["train", "evaluate", "predict", "explain", "prepare", "sweep"])
+@pytest.mark.parametrize("entry", ["train", "evaluate", "predict", "explain", "prepare", "sweep", "report"])
 def test_entries_are_recipes(entry: str) -> None:
     assert len((ROOT / f"src/{entry}.py").read_text(encoding="utf-8").splitlines()) < 60
 

@@ -34,11 +34,15 @@ class Usage:
 TRAIN = Usage()
 
 
-def run_entry(main: Callable[[list[str]], object], usage: Usage = TRAIN) -> None:
-    """Runs `main` on the command line's overrides; a mistake ends in a message; HYDRA_FULL_ERROR=1 shows where."""
+def run_entry(main: Callable[[list[str]], object], usage: Usage | None = TRAIN) -> None:
+    """Runs `main` on the command line's overrides; a mistake ends in a message; HYDRA_FULL_ERROR=1 shows where.
+
+    Without a usage `main` gets the words as they are, and reads flags of its own.
+    """
     spec = sys.modules["__main__"].__spec__
     try:
-        main(parse_command_line(sys.argv[1:], spec.name if spec else "src.train", usage))
+        words = sys.argv[1:]
+        main(words if usage is None else parse_command_line(words, spec.name if spec else "src.train", usage))
     except ConfigError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exception(error)

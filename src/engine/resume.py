@@ -96,9 +96,13 @@ class ResumePoints(Callback):
         if self._due and self._can_save(trainer, batch_idx):
             self._due = False
             if done != self._saved_at:
-                self._save(trainer, done)
+                self._save(trainer, done, noted=batch_idx == 0 or self._signum != 0)
             if self._signum:
                 raise signals.Interrupted(self._signum)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes it on the timeline."""
+        self.run.note("epoch", epoch=trainer.current_epoch, step=trainer.global_step)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -110,7 +114,7 @@ class ResumePoints(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves the end of training."""
-        self._save(trainer, trainer.fit_loop.total_batch_idx + 1, ended=True)
+        self._save(trainer, trainer.fit_loop.total_batch_idx + 1, noted=True, ended=True)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the config and, to a point, what it needs; turns "a batch is ready" back to "those before are done"."""
@@ -151,7 +155,7 @@ class ResumePoints(Callback):
             return False  # gradients are in no checkpoint
         return batch_idx == 0 or not trainer.val_check_batch or batch_idx % trainer.val_check_batch != 0
 
-    def _save(self, trainer: Trainer, done: int, ended: bool = False) -> None:
+    def _save(self, trainer: Trainer, done: int, noted: bool, ended: bool = False) -> None:
         path, began = self.folder / f"step-{done:09d}.ckpt", time.perf_counter()
         self._saving, self._ended = True, ended
         self._between_batches = not ended
@@ -160,6 +164,8 @@ class ResumePoints(Callback):
         finally:
             self._saving = self._between_batches = False
         self._saved_at, self._saved_time = done, time.monotonic()
+        if noted:  # one every few steps would be thousands
+            self.run.note("checkpoint", step=trainer.global_step, path=f"checkpoints/{path.name}")
         if trainer.is_global_zero:
             link(path, self.folder / "last.ckpt")
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:

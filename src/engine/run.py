@@ -24,6 +24,7 @@ from src.engine.checkpoint import is_committed, points
 from src.engine.environment import describe_environment, uncommitted_changes
 from src.engine.failure import FailureWatch
 from src.engine.signals import Interrupted, received
+from src.tracking.files import AppendOnlyFile
 
 
 @runtime_checkable
@@ -61,7 +62,7 @@ class Run:
         self.trackers: list[Closable] = []
         self.failure = FailureWatch(folder, global_rank())
         self.shared = ""  # what the other processes of the run are told
-        self._lock = lock
+        self._lock, self._timeline = lock, AppendOnlyFile(folder / "events.jsonl")
         self._began = time.monotonic() - self.status.get("seconds", 0.0)
 
     @property
@@ -70,10 +71,20 @@ class Run:
         return self.folder / "checkpoints"
 
     def update(self, **values: Any) -> None:
-        """Sets entries of the status and writes it."""
+        """Sets entries of the status and writes it; a new best score and the test go on the timeline."""
+        for event, key in (("best", "best"), ("test", "metrics")):
+            if values.get(key) and values[key] != self.status.get(key):
+                self.note(event, **values[key])
         self.status.update(values, seconds=round(time.monotonic() - self._began, 1))
         if self.owner:
             write_json(self.folder / "status.json", self.status)
+
+    def note(self, event: str, **detail: Any) -> None:
+        """Adds an event to the timeline ``events.jsonl``."""
+        if self.owner:
+            entry = {"time": now(), "event": event, **detail}
+            self._timeline.append(json.dumps(entry, ensure_ascii=False) + "\n")
+            self._timeline.close()
 
     def __enter__(self) -> Self:
         if self.owner:
@@ -113,8 +124,20 @@ class Run:
                 tracker.finish(exit_code)
         finally:
             self.update(state=state, reason=reason, exit_code=exit_code, ended=now())
+            if self.owner:
+                self._describe(state, reason)
             if self._lock is not None:
                 self._lock.release()
+
+    def _describe(self, state: str, reason: str | None) -> None:
+        """Ends the timeline and writes the page; where it cannot be written, the run has still ended as it has."""
+        from src.tracking.pages import write_report
+
+        try:
+            self.note("end", state=state, reason=reason)
+            write_report(self.folder)
+        except (OSError, ValueError) as error:  # a full disk, or numbers that no chart can show
+            print(f"report.html could not be written: {error}", file=sys.stderr, flush=True)
 
 
 def outcome(error: BaseException | None) -> tuple[str, str | None, int]:
@@ -170,7 +193,10 @@ def claim(composed: Composed) -> Run:
             _write_config(run.folder, composed.cfg)
         run.status["config_digest"] = digest_of(composed.cfg)
         environment = describe_environment(sys.argv)
-        write_json(run.folder / f"environment{f'-{n}' if (n := len(run.status['resumes'])) else ''}.json", environment)
+        resumes = run.status["resumes"]
+        write_json(run.folder / f"environment{f'-{len(resumes)}' if resumes else ''}.json", environment)
+        detail = {key: value for key, value in resumes[-1].items() if key != "time"} if resumes else {}
+        run.note("resume" if resumes else "start", host=run.status["host"], **detail)
     except OSError as error:
         if composed.resumed:
             raise ConfigError(f"resume={composed.resumed.folder}: cannot be written: {error}") from error

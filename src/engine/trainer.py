@@ -58,6 +58,7 @@ class Patience(EarlyStopping):
 
 def build_trainer(plan: Plan, run: Run) -> Trainer:
     """Builds the Trainer of a run."""
+    run.update(parameters=sum(parameter.numel() for parameter in plan.module.parameters()))
     keep_freed_memory()
     arguments = {**with_strategy(plan.cfg["trainer"]), "profiler": build_profiler(plan.cfg["trainer"], run.folder)}
     if batches := arguments.pop("overfit_batches", 0):  # Lightning's own would put another sampler in place of ours

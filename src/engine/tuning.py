@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 from src.tracking.figures import log_figure
-from src.tracking.progress import number
+from src.tracking.text import number
 
 
 class FindLearningRate(LearningRateFinder):

@@ -90,7 +90,10 @@ def residuals(pairs: npt.ArrayLike, names: Sequence[str], units: Sequence[str]) 
     figure, panels = _panels(pairs, names)
     for axes, prediction, target, name, unit in zip(*panels, names, units, strict=True):
         error = prediction - target
-        axes.hist(error, bins=min(60, max(10, round(len(error) ** 0.5))), color=POINT)
+        middle, spread = (error.mean(), np.ptp(error)) if len(error) else (0.0, 0.0)
+        width = max(spread, 1e-6 * max(abs(middle), 1.0))  # errors may differ by rounding alone
+        ends = (middle - width, middle + width) if spread < width else None
+        axes.hist(error, bins=min(60, max(10, round(len(error) ** 0.5))), range=ends, color=POINT)
         axes.axvline(0, color=LINE, linewidth=1)
         _label(axes, f"prediction - target{_in(unit)}", "samples", f"{name}\n{_errors(error, unit)}")
     return figure

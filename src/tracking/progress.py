@@ -3,15 +3,15 @@
 import sys
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from src.tracking.text import duration, number, reading_order
+
 REFRESH_SECONDS = 0.25
-SPLITS = ("train", "val")
 
 
 class Progress(ProgressBar):
@@ -109,7 +109,7 @@ def epoch_line(epoch: int, max_epochs: int | None, metrics: Mapping[str, float],
 
     `epoch` is counted from 0, `max_epochs` None or -1 means that no end is known.
     """
-    names = sorted((name for name in metrics if name.startswith(("train/", "val/"))), key=_reading_order)
+    names = sorted((name for name in metrics if name.startswith(("train/", "val/"))), key=reading_order)
     fields = [f"{name} {number(metrics[name]):<8}" for name in names]
     return "  ".join([f"epoch {_epoch(epoch, max_epochs)}", *fields, duration(seconds)])
 
@@ -117,26 +117,10 @@ def epoch_line(epoch: int, max_epochs: int | None, metrics: Mapping[str, float],
 def results_table(metrics: Mapping[str, float]) -> str:
     """Returns names and values in two aligned columns, one metric a line."""
     width = max(map(len, metrics), default=0)
-    return "\n".join(f"{name:<{width}}  {number(metrics[name]):>9}" for name in sorted(metrics, key=_reading_order))
-
-
-def number(value: float) -> str:
-    """Returns four significant digits; a trailing zero stays, so that columns keep their width."""
-    return f"{value:#.4g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Returns ``0.4 s`` or, from a minute on, ``0:03:05``."""
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+    return "\n".join(f"{name:<{width}}  {number(metrics[name]):>9}" for name in sorted(metrics, key=reading_order))
 
 
 def _epoch(epoch: int, max_epochs: int | None) -> str:
     if max_epochs is None or max_epochs < 0:
         return f"{epoch + 1}"
     return f"{epoch + 1:>{len(str(max_epochs))}}/{max_epochs}"
-
-
-def _reading_order(name: str) -> tuple[int, bool, str]:
-    """Training before validation before the rest; in each the loss first."""
-    split = name.partition("/")[0]
-    return SPLITS.index(split) if split in SPLITS else len(SPLITS), not name.endswith("/loss"), name

@@ -188,6 +188,15 @@ def test_residuals_are_prediction_minus_target() -> None:
     assert {"prediction - target (eV/atom)", "prediction - target"} <= texts(figure)
 
 
+@pytest.mark.parametrize("size", [0.0, 0.1, 1e5])
+def test_residuals_that_differ_by_rounding_alone(size: float, tmp_path: Path) -> None:
+    pairs = np.stack([np.nextafter(np.full(20, size), 2e5), np.zeros(20)], axis=1)[:, :, None]
+    pairs[::2, 0, 0] = size
+    figure = residuals(pairs, ["energy"], ["eV"])
+    assert sum(bar.get_height() for bar in figure.axes[0].patches) == 20
+    save_png(figure, tmp_path / "residuals.png")
+
+
 def test_more_targets_than_a_row_holds(tmp_path: Path) -> None:
     figure = parity(np.zeros((5, 2, 4)), list("abcd"), [""] * 4)
     assert [axes.axison for axes in figure.axes] == [True] * 4 + [False] * 2
