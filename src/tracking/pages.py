@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 INK = "#012345"  # what is drawn in it takes the page's own text colour, which is another in the dark
 STYLE: dict[Any, Any] = {f"{part}color": INK for part in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.")}
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-COLOURS = {**{name: colour for name, colour in plots.LINES.values()}, "macro average": INK, "ideal": "#999999"}
+COLOURS = dict(plots.LINES.values())
 TITLES = plots.LABELS | {"lr": "learning rate", "loss_step": "loss of single steps"}
-AXES = {"fpr": "false positive rate", "tpr": "true positive rate"}
 MOST_POINTS = 1500  # of a scatter plot that stay vectors
 LARGEST_PICTURE = 24_000  # bytes; a larger one is embedded as JPEG
 
@@ -127,17 +126,15 @@ def result_charts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         charts += [
             ("", drawn(draw.__name__, draw, results["pairs"], names, units)) for draw in (plots.parity, plots.residuals)
         ]
-    for title, x, y in (("precision and recall", "recall", "precision"), ("ROC", "fpr", "tpr")):
-        if lines := {line["name"]: list(zip(line[x], line[y], strict=True)) for line in results.get("curves", [])}:
-            charts.append((title, drawn(title, line_chart, lines, AXES.get(x, x), AXES.get(y, y))))
-    if bins := [one for one in results.get("calibration", {}).get("bins", []) if one["count"]]:
-        lines = {"ideal": [(0, 0), (1, 1)], "this model": [(one["confidence"], one["accuracy"]) for one in bins]}
-        charts.append(("calibration", drawn("calibration", line_chart, lines, "confidence", "accuracy")))
+    if lines := results.get("curves"):
+        charts += [("", drawn(draw.__name__, draw, lines)) for draw in (plots.precision_recall, plots.roc)]
+    if "calibration" in results:
+        charts.append(("", drawn("calibration", plots.calibration, results["calibration"])))
     return charts
 
 
-def line_chart(series: Mapping[str, Sequence[tuple[float, float | None]]], x: str, y: str = "") -> "Figure":
-    """Lines with a legend, logarithmic where values are far apart; None and NaN leave gaps."""
+def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], x: str) -> "Figure":
+    """Lines with a legend, logarithmic where values are far apart; NaN leaves a gap."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 2.9))
@@ -147,9 +144,10 @@ def line_chart(series: Mapping[str, Sequence[tuple[float, float | None]]], x: st
         xs, ys = np.array(points, dtype=np.float64).T
         axes.plot(xs, ys, label=name, color=COLOURS.get(name), marker="." if len(points) < 60 else "", linewidth=1.3)
         finite += ys[np.isfinite(ys)].tolist()
-    axes.set(xlabel=x, ylabel=y, title="" if finite else "no finite value was logged")
+    axes.set(xlabel=x, title="" if finite else "no finite value was logged")
     axes.locator_params(axis="y", nbins=6)
-    axes.locator_params(axis="x", nbins=6, integer=not y)
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.ticklabel_format(axis="y", useOffset=False)
     if finite and 0 < 1000 * min(finite) < max(finite):
         axes.set_yscale("log")
     axes.grid(alpha=0.25)

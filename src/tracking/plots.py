@@ -171,7 +171,7 @@ def _class_curves(curves: Curves, x: str, y: str, area: str, title: str) -> "Fig
     figure = _figure(7.0, 4.4)
     axes = figure.subplots()
     for curve in curves:
-        style: dict[str, Any] = {"color": "black", "linewidth": 2.2} if curve["name"] == MEAN else {}
+        style: dict[str, Any] = {"color": "0.5", "linewidth": 2.6} if curve["name"] == MEAN else {}
         axes.plot(curve[x], curve[y], label=f"{curve[area]:.3f}  {_shorten(curve['name'])}", **style)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     which = "worst classes" if curves[-1]["name"] == MEAN else "each class"

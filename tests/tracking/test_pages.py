@@ -178,11 +178,14 @@ def test_few_and_many_classes(classes: int, tmp_path: Path) -> None:
     page = write_report(folder)
     assert page.stat().st_size < 1_500_000
     shown = text(page)
-    assert (
-        "4,000 samples, weights of checkpoints/best.ckpt." in shown
-        and "precision and recall ROC calibration"
-        in re.sub(r"(?<=recall).*?(?=ROC)|(?<=ROC).*?(?=calibration)", " ", shown)
-    )
+    charts = shown[
+        shown.index("4,000 samples, weights of checkpoints/best.ckpt.") : shown.index("Classes, the weakest")
+    ]
+    which = "worst classes"  # the last line is their mean
+    titles = [f"Precision and recall, {which} against the others", f"ROC, {which} against the others", "Calibration"]
+    places = [charts.index(title) for title in titles]
+    assert places == sorted(places)
+    assert charts.count("0.500 ") == charts.count("0.625 ") == (3 if classes == 2 else 10)
     table = shown[shown.index("Classes, the weakest first") : shown.index("Samples with the largest loss")]
     assert re.findall(r"number (\d+) 20 ", table)[-1] == "1"  # of which there is no F1
     assert "cat/7.jpg, probability of the true class 0.01000, loss 4.600" in shown

@@ -238,7 +238,7 @@ def shortened(name: str) -> str:
 def test_the_mean_of_many_classes_stands_out() -> None:
     figure = roc([curve("a", 0.5), curve("macro average", 0.9)])
     one, mean = figure.axes[0].get_lines()
-    assert mean.get_color() == "black" and mean.get_linewidth() > one.get_linewidth()
+    assert mean.get_color() == "0.5" and mean.get_linewidth() > one.get_linewidth()
     assert figure.axes[0].get_title() == "ROC, worst classes against the others"
 
 
