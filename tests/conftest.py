@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["logger=none", "trainer=cpu"]
-"""Overrides for tests of something else than trackers and devices."""
+QUICK = ["logger=none", "trainer=cpu", "pictures=false"]
+"""Overrides for tests of something else than trackers, devices and what a run draws at its end."""
 
 os.environ["OMP_NUM_THREADS"] = "1"  # two test processes on two cores: more threads only get in each other's way
 

@@ -24,7 +24,7 @@ def test_fast_runs_one_batch_of_every_stage(train: Train, run_folders: Folders) 
 
 
 def test_limit_does_all_that_a_run_does(train: Train, run_folders: Folders) -> None:
-    train("debug=limit")
+    train("debug=limit", "pictures=true")
     (folder,) = run_folders()
     assert (folder / "checkpoints/best.ckpt").is_file()
     assert (folder / "plots/confusion_matrix.png").is_file()

@@ -25,7 +25,7 @@ APPLIED = (
     "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy",
     "trainer.log_every_n_steps", "trainer.enable_model_summary",
     "early_stopping.patience", "early_stopping.min_delta",
-    "checkpoint.every_n_steps", "checkpoint.every_minutes", "black_box", "test",
+    "checkpoint.every_n_steps", "checkpoint.every_minutes", "black_box", "pictures", "test",
     "data.root", "data.cache_dir", "data.num_workers", "name", "tags", "group", "notes", "logger.",
 )  # fmt: skip
 """Keys, and sections ending in a dot, that a resumed run takes new values of."""

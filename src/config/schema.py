@@ -108,6 +108,7 @@ class Config:
     train: bool = True
     test: bool = True
     black_box: bool = True
+    pictures: bool = True
 
 
 GROUPS = tuple(item.name for item in fields(Config) if item.type == dict[str, Any])

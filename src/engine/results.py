@@ -1,6 +1,10 @@
 """What is left of a run for people: the score, plots and a table."""
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from src.config import Composed
 from src.engine.analysis import analyse
@@ -11,6 +15,9 @@ from src.tracking.figures import log_figure
 from src.tracking.files import read_rows
 from src.tracking.progress import results_table
 from src.tracking.wandb import WandbTracker
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def announce(plan: Plan, run: Run) -> None:
@@ -57,41 +64,52 @@ def finish(trainer: Trainer, plan: Plan, run: Run) -> dict[str, float]:
     tested = {name: value for name, value in metrics.items() if name.startswith("test/")}
     run.update(metrics=tested)
     if trainer.is_global_zero:
-        draw(trainer, plan, run)
+        describe(trainer, plan, run)
         if tested:
             print(results_table(tested))
         print(f"run folder: {run.folder}", flush=True)
     return metrics
 
 
-def draw(trainer: Trainer, plan: Plan, run: Run) -> None:
-    """Draws the loss curves and what the test has shown, to ``plots/`` and to the trackers; writes ``results/``."""
+def describe(trainer: Trainer, plan: Plan, run: Run) -> None:
+    """Writes ``results/`` and draws the run, to ``plots/`` and to the trackers."""
     from src.tracking import plots  # matplotlib takes a second to import
 
-    figures, facts = {}, plan.datamodule.facts
-    if rows := read_rows(run.folder):
-        figures["loss_curves"] = plots.loss_curves(rows, plan.cfg["monitor"]["metric"])
+    figures: dict[str, Figure] = {}
     if tables := plan.module.tables.get("test"):
         result = analyse(tables, run.status["metrics"], plan.datamodule)
         best = plan.cfg["train"] and not plan.cfg["trainer"].get("fast_dev_run")
         result["checkpoint"] = "checkpoints/best.ckpt" if best else None
-        if "confusion" in tables:
-            confusion = tables["confusion"].tolist()
-            figures["confusion_matrix"] = plots.confusion_matrix(confusion, facts["class_names"], "Test part")
-            if curves := result["curves"]:  # none where only one class was tested
-                figures["precision_recall"], figures["roc"] = plots.precision_recall(curves), plots.roc(curves)
-            figures["calibration"] = plots.calibration(result["calibration"])
-        else:
-            pairs = tables["samples"][:, 1:].numpy().reshape(result["num_samples"], 2, -1)
-            figures["parity"] = plots.parity(pairs, facts["target_names"], facts["target_units"])
-            figures["residuals"] = plots.residuals(pairs, facts["target_names"], facts["target_units"])
-        if "mean" in facts:
-            figures["worst"] = plots.worst(save_worst(result["worst"], trainer, plan, run), result["worst"])
         (run.folder / "results").mkdir(exist_ok=True)
+        if plan.cfg["pictures"]:
+            figures = draw_test(result, tables, trainer, plan, run)
         write_json(run.folder / "results" / "test.json", result)
         for logger in trainer.loggers:
             if isinstance(logger, WandbTracker):
                 logger.log_results(result, run.folder, trainer.global_step)
+    if plan.cfg["pictures"] and (rows := read_rows(run.folder)):
+        figures["loss_curves"] = plots.loss_curves(rows, plan.cfg["monitor"]["metric"])
     for name, figure in figures.items():
         plots.save_png(figure, run.folder / "plots" / f"{name}.png")
         log_figure(trainer.loggers, f"plots/{name}", figure, trainer.global_step)
+
+
+def draw_test(
+    result: dict[str, Any], tables: Mapping[str, Tensor], trainer: Trainer, plan: Plan, run: Run
+) -> dict[str, "Figure"]:
+    """Returns the pictures of a test by name; saves those of its worst samples and notes in `result` where."""
+    from src.tracking import plots
+
+    figures, facts = {}, plan.datamodule.facts
+    if "confusion" in tables:
+        figures["confusion_matrix"] = plots.confusion_matrix(tables["confusion"], facts["class_names"], "Test part")
+        if curves := result["curves"]:  # none where only one class was tested
+            figures["precision_recall"], figures["roc"] = plots.precision_recall(curves), plots.roc(curves)
+        figures["calibration"] = plots.calibration(result["calibration"])
+    else:
+        pairs = tables["samples"][:, 1:].numpy().reshape(result["num_samples"], 2, -1)
+        figures["parity"] = plots.parity(pairs, facts["target_names"], facts["target_units"])
+        figures["residuals"] = plots.residuals(pairs, facts["target_names"], facts["target_units"])
+    if "mean" in facts:
+        figures["worst"] = plots.worst(save_worst(result["worst"], trainer, plan, run), result["worst"])
+    return figures

@@ -46,6 +46,10 @@ class Run:
         point: The checkpoint to go on from; None to begin at the beginning.
         resumed: The run that goes on, None for a new one.
         lock: Held while the run lasts.
+
+    Attributes:
+        trackers: That are told how it ends.
+        pictures: Whether its page is written then.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Run:
         self.folder, self.run_id, self.point, self.resumed = folder, run_id, point, resumed
         self.owner, self.status = status is not None, status or {}
         self.trackers: list[Closable] = []
+        self.pictures = True
         self.failure = FailureWatch(folder, global_rank())
         self.shared = ""  # what the other processes of the run are told
         self._lock, self._timeline = lock, AppendOnlyFile(folder / "events.jsonl")
@@ -131,11 +136,12 @@ class Run:
 
     def _describe(self, state: str, reason: str | None) -> None:
         """Ends the timeline and writes the page; where it cannot be written, the run has still ended as it has."""
-        from src.tracking.pages import write_report
-
         try:
             self.note("end", state=state, reason=reason)
-            write_report(self.folder)
+            if self.pictures:
+                from src.tracking.pages import write_report
+
+                write_report(self.folder)
         except (OSError, ValueError) as error:  # a full disk, or numbers that no chart can show
             print(f"report.html could not be written: {error}", file=sys.stderr, flush=True)
 
@@ -191,6 +197,7 @@ def claim(composed: Composed) -> Run:
         run = _continue(composed.resumed, composed.cfg) if composed.resumed else _begin(composed)
         if composed.resumed is None or composed.resumed.changes:
             _write_config(run.folder, composed.cfg)
+        run.pictures = composed.cfg["pictures"]
         run.status["config_digest"] = digest_of(composed.cfg)
         environment = describe_environment(sys.argv)
         resumes = run.status["resumes"]

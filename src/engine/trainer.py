@@ -113,7 +113,7 @@ def build_callbacks(plan: Plan, run: Run) -> list[Callback]:
     return [
         points,
         # Under FSDP a process has a part of the weights only: there the next row finds a loss that is not finite.
-        TrainingBatch(run),  # before the clocks start
+        *([TrainingBatch(run)] if cfg["pictures"] else []),  # before the clocks start
         *([BlackBox(run, cfg)] if cfg["black_box"] and cfg["trainer"].get("strategy") != "fsdp" else []),
         Reporter(run, best, cfg["trainer"].get("log_every_n_steps") or 50),
         Progress(),

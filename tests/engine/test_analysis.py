@@ -171,7 +171,7 @@ def test_several_processes_write_what_one_does(tmp_path: Path) -> None:
         folder = tmp_path / str(world_size)
         folder.mkdir()
         before: dict[int, Callable[[], None]] = dict.fromkeys(range(world_size), with_samples(samples))
-        overrides = [*QUICK, "train=false", f"data.batch_size={batch_size}", f"runs_dir={folder}"]
+        overrides = [*QUICK, "pictures=true", "train=false", f"data.batch_size={batch_size}", f"runs_dir={folder}"]
         assert ranks(world_size, overrides, folder, before) == [0] * world_size, prints(folder)
         (path,) = folder.glob("*/*/results/test.json")
         written[world_size] = leaves(json.loads(path.read_text(encoding="utf-8")))

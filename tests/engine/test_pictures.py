@@ -115,8 +115,8 @@ def test_heat_is_where_the_map_is_largest() -> None:
 def photos(tmp_path: Path) -> list[str]:
     write_image_folder(tmp_path / "photos", classes=("an $ant", "bee", "собака"))
     return [
-        *QUICK, "data=image_folder", f"data.root={tmp_path / 'photos'}", "data.batch_size=20", "data.image_size=24",
-        "data.store_size=28", "model=resnet20", "model.net.width=4", "trainer.max_epochs=1",
+        *QUICK, "pictures=true", "data=image_folder", f"data.root={tmp_path / 'photos'}", "data.batch_size=20",
+        "data.image_size=24", "data.store_size=28", "model=resnet20", "model.net.width=4", "trainer.max_epochs=1",
     ]  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def test_the_worst_photo_has_the_largest_loss(photos: list[str], train: Train, r
     worst = result["worst"][0]
     assert worst["loss"] == pytest.approx(float(losses.max()), rel=1e-5)
     assert worst["id"].partition("/")[0] == worst["true"] == result["class_names"][int(batch.y[order[0]])]
-    original = Image.open(Path(photos[3].partition("=")[2], worst["id"]))
+    original = Image.open(data.root / worst["id"])
     assert np.asarray(original.convert("RGB")).mean((0, 1)).argmax() == int(batch.y[order[0]])  # the bright channel
     seen = test[torch.tensor(order[:1])].x[0, :, 2:26, 2:26].permute(1, 2, 0).numpy()
     assert np.array_equal(np.asarray(Image.open(folder / worst["image"]))[::6, ::6], seen)
@@ -201,7 +201,7 @@ def test_the_worst_photo_has_the_largest_loss(photos: list[str], train: Train, r
 
 
 def test_a_part_of_the_test_is_described_as_a_part(train: Train, run_folders: Folders) -> None:
-    train("train=false", "trainer.limit_test_batches=1")
+    train("pictures=true", "train=false", "trainer.limit_test_batches=1")
     (folder,) = run_folders()
     result = json.loads((folder / "results/test.json").read_text(encoding="utf-8"))
     assert result["num_samples"] == 64 == sum(count for _, _, count in result["confusion"])
@@ -213,7 +213,7 @@ def test_a_part_of_the_test_is_described_as_a_part(train: Train, run_folders: Fo
 
 def test_crystals_are_named_and_not_shown(train: Train, run_folders: Folders, tmp_path: Path) -> None:
     data = ["experiment=emt_cgcnn", "data.num_structures=60", "data.batch_size=8", f"data.root={tmp_path}"]
-    train(*data, "train=false")
+    train("pictures=true", *data, "train=false")
     (folder,) = run_folders()
     result = json.loads((folder / "results/test.json").read_text(encoding="utf-8"))
     assert result["metrics"]["test/mae"] == pytest.approx(result["targets"][0]["mae"], rel=1e-5)

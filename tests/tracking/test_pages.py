@@ -39,7 +39,7 @@ def text(page: Path) -> str:
 
 
 def test_a_run_leaves_a_timeline_and_a_page(train: Train, run_folders: Callable[[], list[Path]]) -> None:
-    metrics = train("trainer.max_epochs=2", "seed=1", "checkpoint.every_n_steps=10")
+    metrics = train("pictures=true", "trainer.max_epochs=2", "seed=1", "checkpoint.every_n_steps=10")
     (folder,) = run_folders()
     told = events(folder)
     assert [event["event"] for event in told] == [
@@ -53,12 +53,12 @@ def test_a_run_leaves_a_timeline_and_a_page(train: Train, run_folders: Callable[
     shown = text(page)
     assert f"{metrics['test/acc']:#.4g} test/acc" in shown and "7,850 parameters" in shown
     assert "trainer.max_epochs 2 30" in shown and "seed 1 0" in shown  # value and default
-    assert f"python -m src.train {' '.join(QUICK)} trainer.max_epochs=2 seed=1" in shown
+    assert f"python -m src.train {' '.join(QUICK)} pictures=true trainer.max_epochs=2 seed=1" in shown
 
 
 def test_a_failed_run_has_a_page_too(train: Train, run_folders: Callable[[], list[Path]]) -> None:
     with pytest.raises(NonFiniteLossError):
-        train("optimizer.lr=1e38")
+        train("pictures=true", "optimizer.lr=1e38")
     (folder,) = run_folders()
     shown = text(folder / "report.html")
     assert "failed" in shown and "NonFiniteLossError: the train loss is not finite at step 1 (epoch 0)" in shown
@@ -80,16 +80,16 @@ def test_a_page_that_cannot_be_written_changes_nothing(
     monkeypatch.setattr(pages, "write_report", full)
     if "1e38" in overrides[0]:
         with pytest.raises(NonFiniteLossError):
-            train(*overrides)
+            train("pictures=true", *overrides)
     else:
-        assert train(*overrides)["test/acc"] > 0.5
+        assert train("pictures=true", *overrides)["test/acc"] > 0.5
     assert "report.html could not be written: [Errno 28] No space left on device" in capsys.readouterr().err
     assert status(run_folders()[0])["state"] == ("failed" if "1e38" in overrides[0] else "finished")
 
 
 def test_a_killed_run_shows_no_sign_of_life_and_then_goes_on(tmp_path: Path) -> None:
     output = tmp_path / "output"
-    assert run_forked([*QUICK, "trainer.max_epochs=2"], output, killed_after(60)) == -signal.SIGKILL
+    assert run_forked([*QUICK, "pictures=true", "trainer.max_epochs=2"], output, killed_after(60)) == -signal.SIGKILL
     (run,) = find_runs(tmp_path / "runs")
     assert (run.state, run.status["state"]) == ("killed", "running")
     assert f"no sign of life: process {run.status['pid']} on {socket.gethostname()} is gone" in text(
