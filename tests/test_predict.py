@@ -182,6 +182,10 @@ def test_crystals_that_cannot_be_used_have_a_row(
     assert capsys.readouterr().err.endswith(
         f"error: inputs that cannot be used: 2; the last column of {output} says why\n"
     )
+    main([arguments[0], f"inputs={inputs}/cop*.cif", arguments[2]])
+    assert read(output) == [row for row in good if row[0] in ("id", "copper")]
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        main([arguments[0], f"inputs={inputs}/none*.cif", arguments[2]])
     for name in CRYSTALS:
         (inputs / f"{name}.cif").unlink()
     assert read(main([*arguments, "on_bad=skip"])) == [rows[0], rows[1], rows[-1]]

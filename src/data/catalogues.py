@@ -41,8 +41,9 @@ def open_catalogue(path: Path, targets: Sequence[str] | None) -> Catalogue:
 
 
 def cif_files(path: Path) -> Catalogue | None:
-    """Lists a CIF file, or those of a folder, without targets; None where there are none."""
-    names = sorted(file.stem for file in (path.glob("*.cif") if path.is_dir() else [path]) if file.suffix == ".cif")
+    """Lists a CIF file, or those of a folder or of a pattern, without targets; None where there are none."""
+    files = path.glob("*.cif") if path.is_dir() else [path] if path.exists() else path.parent.glob(path.name)
+    names = sorted(file.stem for file in files if file.suffix == ".cif")
     reader = partial(read_cif, path if path.is_dir() else path.parent)
     places = [f"{name}.cif" for name in names]
     return Catalogue(str(path), reader, [(name, {}, None) for name in names], names, places, (), "") if names else None

@@ -53,18 +53,20 @@ class Reporter(Callback):
     Args:
         run: Whose status is kept.
         best: The callback that knows the best score.
-        every_n_steps: A row after this many optimizer steps.
+        every_n_steps: A row after this many optimizer steps, and at least one an epoch.
     """
 
     def __init__(self, run: Run, best: ModelCheckpoint, every_n_steps: int) -> None:
         self.run, self.best, self.every_n_steps = run, best, every_n_steps
-        self._due, self._learning_rate, self._gradient_norm = False, 0.0, torch.zeros(())
+        self._every, self._due, self._learning_rate, self._gradient_norm = every_n_steps, False, 0.0, torch.zeros(())
         self._rows_began = self._epoch_began = self._waited = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clocks of an epoch that a resumed run is in the middle of: that epoch does not start again."""
         self._rows_began, self._waited = clocks(trainer)
         self._epoch_began = self._rows_began
+        steps = trainer.num_training_batches // trainer.accumulate_grad_batches
+        self._every = int(max(1, min(self.every_n_steps, steps)))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clocks, and notes the best score so far: its callback is the last to act on an epoch's end."""
@@ -73,7 +75,7 @@ class Reporter(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Notes the learning rate that the batch is trained with; when it ends, the schedule has moved on."""
-        self._due = (batch_idx + 1) % (self.every_n_steps * trainer.accumulate_grad_batches) == 0
+        self._due = (batch_idx + 1) % (self._every * trainer.accumulate_grad_batches) == 0
         if self._due:
             self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
@@ -90,7 +92,7 @@ class Reporter(Callback):
             return
         assert isinstance(pl_module, BaseModule)
         pl_module.check_finite("train")
-        batches = self.every_n_steps * trainer.accumulate_grad_batches
+        batches = self._every * trainer.accumulate_grad_batches
         row = {
             "epoch": trainer.current_epoch,
             "train/loss_step": float(trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")),

@@ -230,7 +230,12 @@ def from_published(content: Mapping[str, Any], path: Path, inputs: Path) -> dict
     else:
         facts |= {"class_names": ["0", "1"], "num_classes": 2}
     config = compose(["data=crystals", "model=cgcnn", "monitor.metric=val/loss", "monitor.mode=min"]).cfg
-    config["data"] |= {"root": str(inputs), "compat": True, "atom_features": True, "cutoff": facts["cutoff"]}
+    config["data"] |= {
+        "root": str(inputs if inputs.exists() else inputs.parent),
+        "compat": True,
+        "atom_features": True,
+        "cutoff": facts["cutoff"],
+    }
     config["model"] = {
         "_target_": f"src.modules.{task}.{task.title()}Module",
         "net": {"_target_": PUBLISHED_NET, **arguments},

@@ -1,19 +1,25 @@
 """Trials before a run: which learning rates train, and how fast each batch size is. Both end the run when they know."""
 
 import time
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.utilities.exceptions import _TunerExitException
+from torch import Tensor
 
 from src.tracking.figures import log_figure
 from src.tracking.text import number
 
+WINDOW = 10
+"""Steps before and after one that tell how the loss falls there: single batches differ by more."""
 
-class FindLearningRate(LearningRateFinder):
+
+class FindLearningRate(Callback):
     """The range test of Smith (2017): the learning rate grows from step to step until the loss does.
 
     Where the loss falls most steeply is a good rate for a run; the picture shows how far that is from where it rises.
@@ -22,22 +28,43 @@ class FindLearningRate(LearningRateFinder):
         min_lr: Of the first step.
         max_lr: Of the last.
         num_steps: How many.
+        smoothing: Share of the steps before in the mean that stands for the loss of a step.
+        divergence: The test ends when this mean is so many times the least one.
     """
 
-    def __init__(self, min_lr: float = 1e-6, max_lr: float = 10.0, num_steps: int = 100) -> None:
-        super().__init__(min_lr, max_lr, num_steps, update_attr=False)
+    def __init__(
+        self,
+        min_lr: float = 1e-6,
+        max_lr: float = 10.0,
+        num_steps: int = 200,
+        smoothing: float = 0.9,
+        divergence: float = 3.0,
+    ) -> None:
+        self.rates = np.geomspace(min_lr, max_lr, num_steps).tolist()
+        self.smoothing, self.divergence = smoothing, divergence
 
-    def lr_find(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs the test, draws it and says what it suggests."""
         from src.tracking import plots
 
-        callbacks, trainer.callbacks = trainer.callbacks, []  # type: ignore[attr-defined]  # they serve a run
-        super().lr_find(trainer, pl_module)
-        trainer.callbacks = callbacks  # type: ignore[attr-defined]
-        assert self.optimal_lr is not None
-        rates, losses = (self.optimal_lr.results[name] for name in ("lr", "loss"))
-        suggestion = self.optimal_lr.suggestion()
-        found = "no rate stands out" if suggestion is None else f"optimizer.lr={suggestion:.2g}"
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        optimizer, sampler = trainer.optimizers[0], data.train_dataloader().sampler
+        base = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
+        losses, mean = list[float](), 0.0
+        for step, (rate, positions) in enumerate(zip(self.rates, repeated(sampler), strict=False), 1):
+            for group, factor in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = rate * factor
+            optimizer.zero_grad()
+            mean = self.smoothing * mean + (1 - self.smoothing) * take_pass(trainer, pl_module, positions)
+            losses.append(mean / (1 - self.smoothing**step))  # as if the mean had not begun at 0
+            if not losses[-1] < self.divergence * min(losses):
+                break
+            optimizer.step()
+        rates = self.rates[: len(losses)]
+        found = f"the loss diverged at {rates[-1]:.2g}, too soon to say more; callbacks.find_lr.min_lr=... begins lower"
+        if len(losses) > 2 * WINDOW:
+            falls = np.subtract(np.log(losses[2 * WINDOW :]), np.log(losses[: -2 * WINDOW]))
+            found = f"optimizer.lr={rates[int(falls.argmin()) + WINDOW]:.2g} is where the loss falls most steeply"
         show(trainer, "learning_rate", plots.trial("learning rate", rates, "training loss", losses, found), found)
         raise _TunerExitException
 
@@ -76,17 +103,29 @@ class FindBatchSize(Callback):
         raise _TunerExitException
 
     def _seconds(self, trainer: Trainer, module: LightningModule, share: int) -> float:
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         for repeat in range(self.repeats + 1):
             if repeat == 1:
                 began = time.perf_counter()
-            batch = datamodule.splits["train"][torch.arange(share)].to(trainer.strategy.root_device)
-            batch = datamodule.on_after_batch_transfer(batch, 0)
-            with trainer.precision_plugin.train_step_context():
-                loss = module.loss(module(batch.x), batch.y)  # type: ignore[operator]
-            loss.backward()
-            loss.item()  # a GPU has done its work
+            take_pass(trainer, module, torch.arange(share))
         return (time.perf_counter() - began) / self.repeats
+
+
+def repeated(sampler: Any) -> Iterator[Tensor]:
+    """The positions of batch after batch, epoch after epoch."""
+    for epoch in count():
+        sampler.set_epoch(epoch)
+        yield from sampler
+
+
+def take_pass(trainer: Trainer, module: LightningModule, positions: Tensor) -> float:
+    """Takes samples forward and backward in the precision of the run, without a scale; returns their loss."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    batch = data.splits["train"][positions].to(trainer.strategy.root_device)
+    batch = data.on_after_batch_transfer(batch, 0)
+    with trainer.precision_plugin.train_step_context():
+        loss: Tensor = module.loss(module(batch.x), batch.y)  # type: ignore[operator]
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.item()  # a GPU has done its work then
 
 
 def show(trainer: Trainer, name: str, figure: Any, found: str) -> None:

@@ -174,6 +174,7 @@ class Search:
                 return job.process.terminate()
 
     def _fail(self, trial: Trial, reason: str) -> None:
+        reason = reason.partition("\n")[0]
         self._tell(trial, TrialState.FAIL, f"failed: {reason}", reason=reason)
 
     def _tell(self, trial: Trial, state: TrialState, result: str, score: float | None = None, **notes: Any) -> None:

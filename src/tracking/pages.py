@@ -25,7 +25,12 @@ INK = "#012345"  # what is drawn in it takes the page's own text colour, which i
 STYLE: dict[Any, Any] = {f"{part}color": INK for part in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.")}
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 COLOURS = dict(plots.LINES.values())
-TITLES = plots.LABELS | {"lr": "learning rate", "loss_step": "loss of single steps"}
+TITLES = plots.LABELS | {
+    "lr": "learning rate", "loss_step": "loss of single steps", "grad_norm": "norm of the gradient", "r2": "R²",
+    "rmse": "root mean squared error", "memory_mb": "memory (MB)", "gpu_memory_mb": "memory of the GPU (MB)",
+    "epoch_seconds": "seconds an epoch", "checkpoint_seconds": "seconds a checkpoint",
+    "data_wait_share": "share of the time spent waiting for data", "samples_per_second": "samples per second",
+}  # fmt: skip
 MOST_POINTS = 1500  # of a scatter plot that stay vectors
 LARGEST_PICTURE = 24_000  # bytes; a larger one is embedded as JPEG
 
@@ -37,7 +42,7 @@ def write_report(folder: Path) -> Path:
         OSError: The folder cannot be read or written.
     """
     run = StoredRun(folder)
-    results, resumes = run.json("results/test.json"), len(run.status.get("resumes", []))
+    results, resumes = run.json("results/test.json"), len(run.status.get("resumes") or [])
     environment = run.json(f"environment-{resumes}.json" if resumes else "environment.json")
     names = [one[key] for one in results.get("worst", []) for key in ("image", "explanation") if one.get(key)]
     content = {

@@ -4,6 +4,7 @@ matplotlib is imported by the first picture: a run that draws none does not wait
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+# A font that lacks a script draws boxes in PNGs; pages leave the choice of the font to the browser.
+warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
 LINES = {"train": ("training", "#4c78a8"), "val": ("validation", "#e4572e")}
 LABELS = {
@@ -138,11 +142,11 @@ def training_batch(pictures: Iterable[Pixels], class_names: Sequence[str]) -> "F
 
 
 def trial(x_name: str, x: Sequence[float], y_name: str, y: Sequence[float], title: str) -> "Figure":
-    """What came of each value of a setting, on a logarithmic axis."""
+    """What came of each value of a setting, on logarithmic axes."""
     figure = _figure(6.0, 3.9)
     axes = figure.subplots()
     axes.plot(x, y, color=POINT, marker=".")
-    axes.set_xscale("log")
+    axes.loglog()
     _label(axes, x_name, y_name, title)
     return figure
 

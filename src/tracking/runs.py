@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -48,8 +49,14 @@ class StoredRun:
         self.status = self.json("status.json")
         self.config: dict[str, Any] = self.read("config.yaml", lambda text: yaml.load(text, Loader), {})
         self.name = str(self.status.get("name") or folder.name)
-        self.experiment = str(self.config.get("experiment"))
-        self.monitor: dict[str, str] = self.config.get("monitor") or {"metric": "val/loss", "mode": "min"}
+        if self.name == folder.name and (folder.parents[1] / "sweep.yaml").is_file():
+            self.name = f"{folder.parents[1].name}/{folder.name}"  # every study has a trial 000
+        self.experiment = str(self.config.get("experiment") or self.status.get("experiment"))
+        monitor = self.config.get("monitor") or self.status.get("monitor")
+        self.monitor = {"metric": "val/loss", "mode": "min"}
+        if isinstance(monitor, dict) and monitor.keys() >= self.monitor.keys():
+            self.monitor = monitor
+        self.tested: dict[str, float] = self.status.get("metrics") or {}
         self.state, self.reason = self._state()
 
     def read(self, name: str, parse: Callable[[str], T], default: T) -> T:
@@ -58,7 +65,7 @@ class StoredRun:
             content = parse((self.folder / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return default
-        except (ValueError, yaml.YAMLError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError) as error:
             self.faults.append(f"{name} is damaged: {' '.join(str(error).split())}")
             return default
         if type(content) is not type(default):
@@ -96,14 +103,17 @@ class StoredRun:
         status = self.status
         state, host = str(status.get("state", "unknown")), status.get("host")
         if state == "running" and host == socket.gethostname() and not self._alive():
-            return "killed", f"no sign of life: process {status['pid']} on {host} is gone"
-        return state, status.get("reason") if self.status else "it has left no status.json"
+            return "killed", f"no sign of life: process {status.get('pid')} on {host} is gone"
+        there = (self.folder / "status.json").is_file()
+        return state, "; ".join(
+            filter(None, [status.get("reason") if there else "no status.json", *self.faults])
+        ) or None
 
     def _alive(self) -> bool:
-        began = [self.status["started"], *(entry["time"] for entry in self.status.get("resumes", []))][-1]
         try:  # a process that is younger than the run has taken over its number
+            began = [self.status["started"], *(entry["time"] for entry in self.status["resumes"])][-1]
             return psutil.Process(self.status["pid"]).create_time() < datetime.fromisoformat(began).timestamp() + 1
-        except psutil.NoSuchProcess:
+        except (psutil.Error, LookupError, TypeError, ValueError):  # gone, or the status is damaged
             return False
 
 
@@ -142,7 +152,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def summary(run: StoredRun, keys: Iterable[str] = ()) -> Row:
     """A line of the table: what became of a run, its best and test scores, and some keys of its configuration."""
     score, epoch = run.best() or (None, None)
-    tested = run.status.get("metrics", {})
+    tested = run.tested
     config = dict(leaves(run.config))
     return {
         "run": run.name,
@@ -163,10 +173,22 @@ def config_keys(runs: Iterable[StoredRun]) -> list[str]:
 
 
 def differing_keys(runs: Sequence[StoredRun]) -> list[str]:
-    """The keys of the configuration that differ among runs of one experiment, which itself says the rest."""
-    first: dict[str, StoredRun] = {}
-    found = (key for run in runs for key, _ in differences(first.setdefault(run.experiment, run).config, run.config))
-    return [key for key in dict.fromkeys(found) if key not in LABELS]
+    """The keys of the configuration that differ among runs of one experiment, which itself says the rest.
+
+    Not those that only some of the runs have: each data set or optimizer would bring all of its own.
+    """
+    values: dict[str, dict[str, list[Any]]] = {}
+    for run in runs:
+        for key, value in leaves(run.config):
+            values.setdefault(run.experiment, {}).setdefault(key, []).append(value)
+    counts = Counter(run.experiment for run in runs)
+    found = {
+        key: None
+        for experiment, keys in values.items()
+        for key, there in keys.items()
+        if len(there) == counts[experiment] and any(value != there[0] for value in there) and key not in LABELS
+    }
+    return list(found)
 
 
 def chosen(runs: Sequence[StoredRun], conditions: Sequence[str]) -> list[StoredRun]:

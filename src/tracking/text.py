@@ -33,6 +33,8 @@ def cell(value: Any, measured: bool = True) -> str:
     """Returns a value of a table on one line, nothing for None; of a measured number four digits."""
     if isinstance(value, str):
         return " ".join(value.split())
+    if measured and isinstance(value, list):
+        return ", ".join(cell(one) or "none" for one in value)
     return "" if value is None else number(value) if isinstance(value, float) and measured else written(value)
 
 

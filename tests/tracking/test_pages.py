@@ -20,7 +20,7 @@ import pytest
 from src.modules.metrics import NonFiniteLossError
 from src.tracking import pages
 from src.tracking.pages import curves, write_index, write_report
-from src.tracking.runs import StoredRun, find_runs
+from src.tracking.runs import StoredRun, find_runs, summary
 from tests.conftest import QUICK, ROOT, status
 from tests.forked import killed_after, run_forked
 from tests.stored import ROWS, write_classification, write_regression, write_run
@@ -141,11 +141,33 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     shown = text(write_report(folder))
     for name in ("facts.json", "environment.json", "results/test.json", "plots/training_batch.png"):
         assert f"{name} is damaged" in shown
-    assert "0.7500 val/acc, best, in epoch 2" in shown and "memory mb" in shown and "start" in shown
+    assert "0.7500 val/acc, best, in epoch 2" in shown and "memory (MB)" in shown and "start" in shown
     (folder / "config.yaml").write_text("seed: [")
     (folder / "status.json").write_text("")
     shown = text(write_report(folder))
     assert "config.yaml is damaged" in shown and "status.json is damaged" in shown and "unknown" in shown
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        '{"state": "running", "host": "HOST"}',
+        '{"state": "running", "host": "HOST", "started": "2026-01-31T12:00:00+00:00", "pid": null, "resumes": []}',
+        '{"state": "failed", "reason": null, "metrics": null, "resumes": null, "monitor": 3}',
+        "[1, 2]",
+    ],
+)
+def test_whatever_a_damaged_folder_holds_it_has_a_page_and_a_line(status: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    (folder / "status.json").write_text(status.replace("HOST", socket.gethostname()))
+    (folder / "metrics.jsonl").write_text("[]\n")
+    (folder / "config.yaml").write_text("seed: 1\nmonitor: 3\n")
+    (run,) = find_runs(tmp_path)
+    assert "metrics.jsonl is damaged" in text(write_report(folder))
+    line = summary(run)
+    assert line["state"] == {"[": "unknown", "f": "failed"}.get(status[0] if status[0] == "[" else status[11], "killed")
+    if status[0] == "[":
+        assert line["reason"] == "status.json is damaged: it holds no dict"
 
 
 def test_a_run_that_died_at_once(tmp_path: Path) -> None:
@@ -198,7 +220,7 @@ def test_regression(tmp_path: Path) -> None:
     shown = text(write_report(folder))
     assert "50 samples. The plots show an even choice of them." in shown
     assert "band_gap eV 0.1000 0.2000 0.5000 0.1000" in shown
-    assert "Cu3Au-3 Cu3 Au [1.0, 2.0] [0.5, null] 0.5000" in shown
+    assert "Cu3Au-3 Cu3 Au 1.000, 2.000 0.5000, none 0.5000" in shown
     assert re.search(r"50 samples, MAE 0\.0\d+, .*49 samples, MAE 0\.0\d+", shown)
 
 

@@ -39,9 +39,9 @@ def test_the_table(runs: Path, capsys: Any) -> None:
         *("seed0", "seed1", "seed2", "fast", "broken")
     ]  # oldest first
     head, fast, broken = (" ".join(lines[number].split()) for number in (0, 4, 5))
-    assert head == "run experiment state reason best epoch val/acc test/loss test/acc seconds seed optimizer.lr"
-    assert fast == "fast mnist_linear finished 2 0.7500 0.07000 0.9300 9.5 0 0.5"
-    assert broken == "broken mnist_linear failed NonFiniteLossError: a|b 61.0 7 0.002"
+    assert head == "run experiment state reason best epoch val/acc test/loss test/acc seconds optimizer.lr seed"
+    assert fast == "fast mnist_linear finished 2 0.7500 0.07000 0.9300 9.5 0.5 0"
+    assert broken == "broken mnist_linear failed NonFiniteLossError: a|b 61.0 0.002 7"
     assert len({line.index("mnist_linear") for line in lines[1:]}) == 1
     printed = capsys.readouterr()
     assert printed.out.splitlines() == lines and printed.err == f"pages: {runs / 'index.html'}\n"
