@@ -128,12 +128,19 @@ def slurm_folder(cfg: Mapping[str, Any]) -> Path | None:
     """The folder of a run in a sweep or under Slurm, the same after the job was requeued; None elsewhere."""
     if trial := os.environ.get(TRIAL):
         return experiment_folder(cfg) / trial
+    if (job := slurm_job()) is None:
+        return None
+    step = os.environ.get("SLURM_STEP_ID", "0")
+    return experiment_folder(cfg) / f"slurm-{job}{f'.{step}' if step != '0' else ''}"
+
+
+def slurm_job() -> str | None:
+    """The Slurm job of this process, `12` or `12_3` in an array; None elsewhere, and in an interactive shell."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     if job is None or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
-    task, step = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_STEP_ID", "0")
-    name = f"slurm-{job}{f'_{task}' if task else ''}{f'.{step}' if step != '0' else ''}"
-    return experiment_folder(cfg) / name
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{job}_{task}" if task else job
 
 
 def experiment_folder(cfg: Mapping[str, Any]) -> Path:

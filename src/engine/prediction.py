@@ -20,7 +20,7 @@ from src.engine.checkpoint import is_checkpoint, read_checkpoint, read_plain, re
 from src.engine.evaluation import check_output, find_checkpoint
 from src.engine.plan import quiet, rehearse_trainer
 from src.engine.resume import gather
-from src.engine.run import global_rank
+from src.engine.preemption import global_rank
 from src.engine.sharding import with_strategy
 from src.modules.base import BaseModule
 
