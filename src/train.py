@@ -11,7 +11,8 @@ def main(overrides: list[str]) -> dict[str, float]:
         Interrupted: A signal ended the run.
     """
     from src.config import compose_run
-    from src.engine.preemption import check_tasks, global_rank, requeued
+    from src.config.slurm import check_tasks
+    from src.engine.preemption import global_rank, requeued
 
     with handled(), requeued():
         composed = compose_run(overrides)  # stage 1 of the checks, without torch

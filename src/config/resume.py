@@ -12,6 +12,7 @@ import yaml
 from src.config.check import section_signature
 from src.config.compose import Composed, Resumed, apply_overrides, compose
 from src.config.errors import ConfigError
+from src.config.slurm import slurm_job
 from src.config.sources import take_arguments, written
 
 INHERITED = "RESEARCH_TEMPLATE_RUN"
@@ -132,15 +133,6 @@ def slurm_folder(cfg: Mapping[str, Any]) -> Path | None:
         return None
     step = os.environ.get("SLURM_STEP_ID", "0")
     return experiment_folder(cfg) / f"slurm-{job}{f'.{step}' if step != '0' else ''}"
-
-
-def slurm_job() -> str | None:
-    """The Slurm job of this process, `12` or `12_3` in an array; None elsewhere, and in an interactive shell."""
-    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
-    if job is None or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
-        return None
-    task = os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{job}_{task}" if task else job
 
 
 def experiment_folder(cfg: Mapping[str, Any]) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from src.config.resume import TRIAL
+from src.config.slurm import outer_environment
 
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -27,6 +28,8 @@ class Process(Protocol):
 
 
 Launch = Callable[[Sequence[str], Path, int, int], Process]
+Find = Callable[[Path], Process | None]
+"""From a run folder to its process where that has outlived the sweep that started it."""
 
 
 def launch(overrides: Sequence[str], folder: Path, slot: int, n_jobs: int) -> Process:
@@ -39,7 +42,8 @@ def launch(overrides: Sequence[str], folder: Path, slot: int, n_jobs: int) -> Pr
         n_jobs: How many they are; cores and GPUs are divided among them.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // n_jobs)), **os.environ, TRIAL: folder.name}
+    # A trial is no task of a Slurm job that the sweep is in.
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // n_jobs)), **outer_environment(), TRIAL: folder.name}
     if n_jobs > 1 and len(gpus := visible_gpus()) > 1:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot::n_jobs] or [gpus[slot % len(gpus)]])
     folder.parent.mkdir(parents=True, exist_ok=True)

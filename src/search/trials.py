@@ -19,7 +19,7 @@ from optuna.trial import Trial, TrialState
 
 from src.config import ConfigError, compose
 from src.config.resume import experiment_folder, read_status
-from src.search.launcher import Launch, Process
+from src.search.launcher import Find, Launch, Process
 from src.search.space import as_overrides, distributions, grid
 from src.tracking.files import read_rows
 
@@ -53,10 +53,18 @@ class Search:
         sweep: What is tried, complete.
         common: The configuration that all trials have in common.
         launch: What starts a run.
+        find: What finds a run that goes on without a sweep; by default one waits for its end.
     """
 
-    def __init__(self, folder: Path, sweep: Mapping[str, Any], common: Mapping[str, Any], launch: Launch) -> None:
-        self.folder, self.sweep, self.launch = folder, sweep, launch
+    def __init__(
+        self,
+        folder: Path,
+        sweep: Mapping[str, Any],
+        common: Mapping[str, Any],
+        launch: Launch,
+        find: Find = lambda folder: None,
+    ) -> None:
+        self.folder, self.sweep, self.launch, self.find = folder, sweep, launch, find
         self.metric, self.seed, self.n_jobs = common["monitor"]["metric"], common["seed"], sweep["n_jobs"]
         self.space = distributions(sweep["space"])
         self.points = grid(self.space)[: sweep["n_trials"]] if sweep["sampler"] == "grid" else None
@@ -120,12 +128,14 @@ class Search:
                 overrides, folder = self._run_of(trial, seed)
             except ConfigError as error:
                 return self._fail(trial, str(error))
-            status = status_at_rest(folder)
+            process = self.find(folder)
+            status = {} if process else status_at_rest(folder)
             if status.get("state") == "failed":
                 return self._fail(trial, status["reason"])
             if status.get("state") != "finished":
                 if trial.number not in self.left:
-                    process = self.launch([f"resume={folder}"] if status else overrides, folder, slot, self.n_jobs)
+                    words = [f"resume={folder}"] if status else overrides
+                    process = process or self.launch(words, folder, slot, self.n_jobs)
                     is_watched = not scores and self.sweep["pruner"] != "none"
                     self.jobs[trial.number] = Job(trial, slot, folder, process, is_watched)
                 return None
