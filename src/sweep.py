@@ -6,13 +6,12 @@ from src.config import ConfigError, take_arguments
 from src.config.cli import Usage, run_entry
 from src.engine.signals import check, handled, received
 from src.search.folder import create, go_on_frozen, hold, is_frozen, read
-from src.search.launcher import launch
-from src.search.slurm import Slurm, job_script
-from src.search.space import check_points, complete, read_cluster, read_grid, read_sweep
+from src.search.launcher import Local
+from src.search.slurm import Slurm, first_script
+from src.search.space import SETTINGS, check_points, complete, read_cluster, read_grid, read_sweep
 from src.search.summary import summarize
 from src.search.trials import Search, say
 
-SETTINGS = ("sampler", "pruner", "n_trials", "n_jobs", "seeds", "launcher")
 USAGE = Usage(
     "sweep=NAME|key=a,b,... [n_trials=N] [n_jobs=N] [seeds=[1,2,3]] [key=value ...] | resume=STUDY_DIR [n_trials=N]\n"
     "       ... launcher=slurm [cluster=NAME] [cluster.KEY=VALUE ...] [dry_run=true]",
@@ -28,24 +27,17 @@ def main(arguments: list[str]) -> None:
         SystemExit: The sweep has ended: 0 if a trial is finished and none failed, 1, or after a signal.
     """
     own, rest = take_arguments(arguments, ("sweep", "resume", "dry_run", *SETTINGS))
-    name, resume, is_dry = (own.pop(key, None) for key in ("sweep", "resume", "dry_run"))
+    name, resume = own.pop("sweep", None), own.pop("resume", None)
     if not resume:
-        cluster, rest = read_cluster(rest, is_wanted=own.get("launcher") == "slurm")
-        own |= cluster
+        own, rest, is_dry = read_cluster(own, rest)
         sweep = read_sweep(str(name), own, rest) if name else read_grid(own, rest)
-        if is_dry and sweep["launcher"] != "slurm":
-            raise ConfigError("dry_run=true: prints the script of a job, with launcher=slurm")
         composed = check_points(sweep)  # stage 1 of the checks, without torch
-
         from src.engine.plan import check_monitor
 
         for one in composed:
             check_monitor(one.cfg)
-        if sweep["launcher"] == "slurm":
-            example = Path("STUDY", str(composed[0].cfg["experiment"]), "000")
-            scripts = [job_script(one.overrides, example, sweep["cluster"]) for one in composed]
-            if is_dry:
-                return print(scripts[min(1, len(scripts) - 1)], end="")
+        if sweep["launcher"] == "slurm" and (script := first_script(composed, sweep["cluster"])) and is_dry:
+            return print(script, end="")
         go_on_frozen(create(str(name or "grid"), sweep, composed[0]), [])
     if rest or name or own.keys() - {"n_trials", "n_jobs"}:
         raise ConfigError(f"resume={resume}: a study goes on as it began; only n_trials and n_jobs may be changed")
@@ -55,8 +47,7 @@ def main(arguments: list[str]) -> None:
     with handled():
         stored, common, _ = read(folder)
         sweep, _lock = complete(stored | own), hold(folder)
-        slurm = Slurm(sweep["cluster"]) if sweep["launcher"] == "slurm" else None
-        search = Search(folder, sweep, common, *((slurm.launch, slurm.find) if slurm else (launch,)))
+        search = Search(folder, sweep, common, Slurm(sweep["cluster"]) if sweep["launcher"] == "slurm" else Local())
         say(f"{search.count} trials, {sweep['n_jobs']} at a time, by {search.metric}: {folder}")
         search.run(received)
         is_well = summarize(search)

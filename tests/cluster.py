@@ -53,9 +53,8 @@ def configuration(folder: Path, nodes: int, cpus: int, ports: list[int]) -> str:
     lines = [f"{key}={value}" for key, value in settings.items()]
     host = socket.gethostname().partition(".")[0]
     for node, port in zip(range(1, nodes + 1), ports[2:], strict=True):
-        lines.append(
-            f"NodeName=n{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=4000 Gres=gpu:2"
-        )
+        address = f"NodeName=n{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+        lines.append(f"{address} CPUs={cpus} RealMemory=4000 Gres=gpu:2")
     lines.append("PartitionName=tests Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
     return "\n".join(lines) + "\n"
 

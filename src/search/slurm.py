@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src.config import ConfigError, compose_run
+from src.config import Composed, ConfigError, compose_run
 from src.config.resume import TRIAL
 from src.config.slurm import SlurmError, ask, describe
 
@@ -72,6 +72,16 @@ def job_script(overrides: Sequence[str], folder: Path, cluster: Mapping[str, Any
     command = shlex.join([sys.executable, "-m", "src.train", *overrides])
     lines += ["#SBATCH --requeue", f"export {TRIAL}={folder.name}", f"srun --kill-on-bad-exit=1{cores} {command}"]
     return "\n".join(["#!/bin/bash", *lines, ""])
+
+
+def first_script(composed: Sequence[Composed], cluster: Mapping[str, Any]) -> str:
+    """Returns the script of the first trial, once that of each could be written.
+
+    Raises:
+        ConfigError: One cannot.
+    """
+    folder = Path("STUDY", composed[0].cfg["experiment"] or "none", "000")
+    return [job_script(one.overrides, folder, cluster) for one in composed][:2][-1]
 
 
 def job_name(folder: Path) -> str:

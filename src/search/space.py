@@ -18,6 +18,9 @@ from src.config.schema import plain, typed
 from src.config.sources import ConfigFolder, escaped, parse_override, take_arguments, written
 from src.search.slurm import Cluster
 
+SETTINGS = ("sampler", "pruner", "n_trials", "n_jobs", "seeds", "launcher")
+"""Keys of a sweep that a command line may give."""
+
 Space = dict[str, BaseDistribution]
 
 Sampler = Enum("Sampler", ["tpe", "random", "grid"])
@@ -104,28 +107,30 @@ def read_grid(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     return complete({"space": space, "overrides": common, "sampler": "grid", **own})
 
 
-def read_cluster(overrides: Sequence[str], is_wanted: bool) -> tuple[dict[str, Any], list[str]]:
-    """Splits `cluster=NAME` and `cluster.KEY=VALUE` off a command line and reads `configs/cluster/NAME.yaml`.
+def read_cluster(own: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], bool]:
+    """Takes `cluster=NAME` and `cluster.KEY=VALUE` off a command line; reads `configs/cluster/NAME.yaml` for Slurm.
 
     Returns:
-        The key `cluster` of the sweep, or nothing where no Slurm is wanted, and the other overrides.
+        The sweep's own arguments with what jobs ask for, the other overrides, and whether it is a dry run.
 
     Raises:
         ConfigError: There is no such file, it cannot be read, or no Slurm is wanted.
     """
     names = [text.partition("=")[0] for text in overrides if re.match(r"cluster[.=]", text)]
-    own, rest = take_arguments(overrides, names)
-    if not is_wanted:
-        if own:
-            raise ConfigError(f"{names[0]}: is for launcher=slurm")
-        return {}, rest
-    name, files = str(own.pop("cluster", "default")), ConfigFolder()
+    given, rest = take_arguments(overrides, names)
+    settings = {key: value for key, value in own.items() if key != "dry_run"}
+    if own.get("launcher") != "slurm":
+        if names or own.keys() > settings.keys():
+            raise ConfigError(f"{next(iter(names), 'dry_run')}: is for launcher=slurm")
+        return settings, rest, False
+    name, files = str(given.pop("cluster", "default")), ConfigFolder()
     if name not in files.options("cluster"):
         raise ConfigError(f"cluster={name}: there is no cluster called {name}{hint(name, files.options('cluster'))}")
     if fault := files.unreadable(f"cluster/{name}"):
         raise ConfigError(fault)
     values: Any = OmegaConf.to_container(OmegaConf.load(files.path / f"cluster/{name}.yaml"))
-    return {"cluster": {**values, **{key.removeprefix("cluster."): value for key, value in own.items()}}}, rest
+    settings["cluster"] = values | {key.removeprefix("cluster."): value for key, value in given.items()}
+    return settings, rest, own.get("dry_run") is True
 
 
 def complete(values: Mapping[str, Any], where: Callable[[str], str] = lambda key: "") -> dict[str, Any]:
