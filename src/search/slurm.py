@@ -1,5 +1,6 @@
 """Runs of a sweep as Slurm jobs: `sbatch` starts one, `squeue` finds it again, `scancel` ends it."""
 
+import contextlib
 import shlex
 import sys
 import time
@@ -165,4 +166,5 @@ class Job:
 
     def terminate(self) -> None:
         """Ends it: SIGTERM, and after the cluster's KillWait SIGKILL."""
-        ask("scancel", self.number)
+        with contextlib.suppress(SlurmError):  # it has ended meanwhile, which `poll` tells
+            ask("scancel", self.number)
