@@ -8,7 +8,7 @@ from typing import Any
 from src.config.errors import ConfigError
 
 
-class SlurmError(RuntimeError):
+class SlurmError(ConfigError):
     """Slurm is not there, does not answer, or refuses."""
 
 

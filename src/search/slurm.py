@@ -59,9 +59,7 @@ def job_script(overrides: Sequence[str], folder: Path, cluster: Mapping[str, Any
         "output": str(folder.with_suffix(".log")).replace("%", "%%"),
         "open-mode": "append",
         "signal": "USR1@120",
-        "partition": cluster["partition"],
-        "account": cluster["account"],
-        "time": cluster["time"],
+        **{name: cluster[name] for name in ("partition", "account", "time")},
         "nodes": trainer.get("num_nodes") or 1,
         "ntasks-per-node": devices,
         "gpus-per-node": cluster["gpus"] or (devices if is_on_gpus else None),
@@ -106,15 +104,12 @@ class Slurm:
         """Submits a run; what it prints is appended to a file of the folder's name and `.log`.
 
         Raises:
-            ConfigError: Slurm refuses it.
+            SlurmError: It is refused.
         """
         script = job_script(overrides, folder, self.cluster)
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.with_suffix(".log").touch()
-        try:
-            number = ask("sbatch", "--parsable", "--export=ALL", stdin=script).strip().partition(";")[0]
-        except SlurmError as error:
-            raise ConfigError(f"this job cannot be submitted: {error}") from error
+        number = ask("sbatch", "--parsable", "--export=ALL", stdin=script).strip().partition(";")[0]
         self._jobs[job_name(folder)], self._asked = number, time.monotonic()
         return Job(number, job_name(folder), self)
 
@@ -122,12 +117,9 @@ class Slurm:
         """Returns the job of a run that waits or runs; None: there is none.
 
         Raises:
-            ConfigError: Slurm does not answer.
+            SlurmError: The queue cannot be read, and there may be one.
         """
-        try:
-            number = self.jobs().get(job_name(folder))
-        except SlurmError as error:
-            raise ConfigError(f"Slurm does not answer, and this sweep may have jobs there: {error}") from error
+        number = self.jobs().get(job_name(folder))
         return Job(number, job_name(folder), self) if number else None
 
     def jobs(self) -> dict[str, str]:
