@@ -1,7 +1,5 @@
 """Trains and tests one experiment: ``python -m src.train experiment=NAME key=value ...``."""
 
-from src.config import compose_run
-from src.config.cli import run_entry
 from src.engine.signals import check, handled
 
 
@@ -12,8 +10,13 @@ def main(overrides: list[str]) -> dict[str, float]:
         ConfigError: What was asked for cannot be run; nothing has been written then.
         Interrupted: A signal ended the run.
     """
-    with handled():
+    from src.config import compose_run
+    from src.config.slurm import check_tasks
+    from src.engine.preemption import global_rank, requeued
+
+    with handled(), requeued():
         composed = compose_run(overrides)  # stage 1 of the checks, without torch
+        check_tasks(composed.cfg["trainer"])
 
         from src.engine.plan import plan_run
         from src.engine.results import announce, finish, finished_before
@@ -23,7 +26,8 @@ def main(overrides: list[str]) -> dict[str, float]:
         if (metrics := finished_before(composed)) is not None:
             return metrics
         plan = plan_run(composed)  # stage 2: devices, data, shapes
-        check()
+        if global_rank() == 0:  # the others wait for it, and stop with it
+            check()
         with claim(composed) as run:
             announce(plan, run)
             trainer = build_trainer(plan, run)
@@ -37,4 +41,7 @@ def main(overrides: list[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_entry(main)
+    with handled():  # before Hydra is imported, which takes half a second
+        from src.config.cli import run_entry
+
+        run_entry(main)

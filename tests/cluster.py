@@ -48,11 +48,13 @@ def configuration(folder: Path, nodes: int, cpus: int, ports: list[int]) -> str:
         "SlurmdParameters": "config_overrides",
         "JobRequeue": 1,
         "KillWait": 5,
+        "GresTypes": "gpu",
     }
     lines = [f"{key}={value}" for key, value in settings.items()]
     host = socket.gethostname().partition(".")[0]
     for node, port in zip(range(1, nodes + 1), ports[2:], strict=True):
-        lines.append(f"NodeName=n{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=4000")
+        address = f"NodeName=n{node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+        lines.append(f"{address} CPUs={cpus} RealMemory=4000 Gres=gpu:2")
     lines.append("PartitionName=tests Nodes=ALL Default=YES MaxTime=INFINITE State=UP")
     return "\n".join(lines) + "\n"
 
@@ -67,6 +69,7 @@ def slurm(folder: Path, nodes: int = 2, cpus: int = 2) -> Iterator[dict[str, str
     key.write_bytes(secrets.token_bytes(1024))
     conf = folder / "slurm.conf"
     conf.write_text(configuration(folder, nodes, cpus, free_ports(nodes + 2)))
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/tty[0-1]\n")  # Slurm asks for a device file, whatever it is
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     environment = {"SLURM_CONF": str(conf), "PATH": SEARCH}
     clients = {**os.environ, **environment}

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.cluster import MISSING, slurm
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["logger=none", "trainer=cpu", "pictures=false"]
@@ -42,6 +45,17 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """A real Slurm of two nodes: what its clients need in their environment."""
+    if MISSING:
+        pytest.skip(f"no Slurm on this machine (apt-get install slurm-wlm munge): {', '.join(MISSING)}")
+    # munged wants a socket that everybody can reach, and pytest's folders are closed to others.
+    with tempfile.TemporaryDirectory() as name, slurm(Path(name), cpus=4) as environment:
+        # Node names do not resolve here, so the first node's address is given.
+        yield {**environment, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import yaml
 from src.config.check import section_signature
 from src.config.compose import Composed, Resumed, apply_overrides, compose
 from src.config.errors import ConfigError
+from src.config.slurm import slurm_job
 from src.config.sources import take_arguments, written
 
 INHERITED = "RESEARCH_TEMPLATE_RUN"
@@ -128,12 +129,10 @@ def slurm_folder(cfg: Mapping[str, Any]) -> Path | None:
     """The folder of a run in a sweep or under Slurm, the same after the job was requeued; None elsewhere."""
     if trial := os.environ.get(TRIAL):
         return experiment_folder(cfg) / trial
-    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
-    if job is None or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+    if (job := slurm_job()) is None:
         return None
-    task, step = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_STEP_ID", "0")
-    name = f"slurm-{job}{f'_{task}' if task else ''}{f'.{step}' if step != '0' else ''}"
-    return experiment_folder(cfg) / name
+    step = os.environ.get("SLURM_STEP_ID", "0")
+    return experiment_folder(cfg) / f"slurm-{job}{f'.{step}' if step != '0' else ''}"
 
 
 def experiment_folder(cfg: Mapping[str, Any]) -> Path:

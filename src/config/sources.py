@@ -50,9 +50,9 @@ class ConfigFolder:
     path: Path = CONFIG_DIR
 
     def groups(self) -> list[str]:
-        """Returns the names of all groups; the files of `sweep` are about several runs and belong to none."""
+        """Returns the names of all groups; the files of `sweep` and `cluster` are about how runs start."""
         folders = [entry.name for entry in self.path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-        return sorted({*folders} - {"sweep"})
+        return sorted({*folders} - {"sweep", "cluster"})
 
     def options(self, group: str) -> list[str]:
         """Returns the names of the group's files."""

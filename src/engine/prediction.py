@@ -19,8 +19,8 @@ from src.data.base import DataModule, Inputs
 from src.engine.checkpoint import is_checkpoint, read_checkpoint, read_plain, restore_module
 from src.engine.evaluation import check_output, find_checkpoint
 from src.engine.plan import quiet, rehearse_trainer
+from src.engine.preemption import global_rank
 from src.engine.resume import gather
-from src.engine.run import global_rank
 from src.engine.sharding import with_strategy
 from src.modules.base import BaseModule
 

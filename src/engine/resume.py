@@ -69,11 +69,7 @@ class ResumePoints(Callback):
             cut_back(trainer, self._restored["log_size"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restores what Lightning has not; takes SIGTERM back from it.
-
-        Lightning's own handler, in place by now, would end the run without a save.
-        """
-        signals.install()
+        """Restores what Lightning has not."""
         self._saved_at, self._saved_time = trainer.fit_loop.total_batch_idx + 1, time.monotonic()
         if self._restored:
             assert isinstance(pl_module, BaseModule)

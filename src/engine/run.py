@@ -23,6 +23,7 @@ from src.config.resume import INHERITED, differences, digest_of, experiment_fold
 from src.engine.checkpoint import is_committed, points
 from src.engine.environment import describe_environment, uncommitted_changes
 from src.engine.failure import FailureWatch
+from src.engine.preemption import global_rank, is_preemption
 from src.engine.signals import Interrupted, received
 from src.tracking.files import AppendOnlyFile
 
@@ -152,7 +153,7 @@ def outcome(error: BaseException | None) -> tuple[str, str | None, int]:
         case None:
             return "finished", None, 0
         case Interrupted(signum=signum):
-            return ("preempted" if signum.name == "SIGUSR1" else "interrupted"), str(error), 128 + signum
+            return ("preempted" if is_preemption(signum) else "interrupted"), str(error), 128 + signum
         case KeyboardInterrupt():
             return "interrupted", "stopped by SIGINT", 130
         case SystemExit() if received():  # Lightning turns a second Ctrl-C into exit code 1
@@ -306,12 +307,6 @@ def newest_point(folder: Path) -> Path | None:
     if there:
         raise ConfigError(f"{folder}: no checkpoint to go on from: {', '.join(p.name for p in there)}: all damaged")
     return None
-
-
-def global_rank() -> int:
-    """This process's number in the run, as torchrun, Slurm or Lightning's launcher set it."""
-    names = ("RANK", *(["SLURM_PROCID"] if os.environ.get("SLURM_NTASKS", "1") != "1" else []), "LOCAL_RANK")
-    return int(next((os.environ[name] for name in names if name in os.environ), 0))
 
 
 def meeting_point(cfg: Mapping[str, Any]) -> Store | None:

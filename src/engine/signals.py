@@ -32,7 +32,7 @@ def _note(signum: int, frame: FrameType | None) -> None:
 
 
 def install() -> None:
-    """Takes over the signals; also called once Lightning has put its own handler of SIGTERM in place."""
+    """Takes over the signals."""
     for signum in SIGNALS:
         signal.signal(signum, _note)
 
@@ -50,9 +50,8 @@ def check() -> None:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Handles the signals inside the block; afterwards they do what they did before."""
+    """Handles the signals inside the block; afterwards they do what they did before. A block may lie in another."""
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    _received.clear()
     install()
     try:
         yield

@@ -67,7 +67,7 @@ def build_trainer(plan: Plan, run: Run) -> Trainer:
     if plan.cfg["compile"]["backend"] is not None:
         # In place: the keys of the state dict stay what they are without compilation.
         plan.module.net.compile(backend=plan.cfg["compile"]["backend"], mode=plan.cfg["compile"]["mode"])
-    return Trainer(
+    trainer = Trainer(
         **arguments,
         logger=build_loggers(plan, run),
         callbacks=build_callbacks(plan, run),
@@ -76,6 +76,9 @@ def build_trainer(plan: Plan, run: Run) -> Trainer:
         num_sanity_val_steps=0,  # the preflight has looked already
         use_distributed_sampler=False,  # ours pads nothing
     )
+    # Lightning's handlers stay out: they end a run without a save, and requeue a job before it has a point.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def build_profiler(arguments: Mapping[str, Any], folder: Path) -> Profiler:

@@ -15,12 +15,17 @@ from src.config import Composed, ConfigError, compose
 from src.config.check import place
 from src.config.errors import hint
 from src.config.schema import plain, typed
-from src.config.sources import ConfigFolder, escaped, parse_override, written
+from src.config.sources import ConfigFolder, escaped, parse_override, take_arguments, written
+from src.search.slurm import Cluster
+
+SETTINGS = ("sampler", "pruner", "n_trials", "n_jobs", "seeds", "launcher")
+"""Keys of a sweep that a command line may give."""
 
 Space = dict[str, BaseDistribution]
 
 Sampler = Enum("Sampler", ["tpe", "random", "grid"])
 Pruner = Enum("Pruner", ["none", "median", "hyperband"])
+Launcher = Enum("Launcher", ["local", "slurm"])
 
 _WORD = re.compile(r"(?!(?:null|true|false|inf|nan)$)[A-Za-z_][\w./-]*", re.IGNORECASE)
 
@@ -37,6 +42,8 @@ class Sweep:
         n_trials: How many points; not needed for a grid.
         n_jobs: Trials at a time.
         seeds: Runs of a point, whose mean counts; none: one run with the seed of the configuration.
+        launcher: Whether a run is a process of this machine or a Slurm job.
+        cluster: What the jobs ask for.
     """
 
     space: dict[str, Any]
@@ -46,6 +53,8 @@ class Sweep:
     n_trials: int | None = None
     n_jobs: int = 1
     seeds: list[int] = field(default_factory=list)
+    launcher: Launcher = Launcher["local"]
+    cluster: Cluster = field(default_factory=Cluster)
 
 
 @dataclass
@@ -87,7 +96,7 @@ def read_grid(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     for text, override in several.items():
         if not (override.is_choice_sweep() or override.is_range_sweep()):
             raise ConfigError(f"{text}: values are written key=a,b or key=range(1,4); an interval needs a sweep=NAME")
-    if not several and not own.get("seeds"):
+    if not several and not own.get("seeds") and own.get("launcher") != "slurm":  # there, one run is a job as well
         raise ConfigError(
             "nothing to sweep over: give a key several values, optimizer.lr=0.1,0.2, or choose a file of "
             f"configs/sweep/ by sweep=NAME{hint('', ConfigFolder().options('sweep'))}"
@@ -96,6 +105,32 @@ def read_grid(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     space = {key: [parse_override(f"{key}={value}").value() for value in values] for key, values in keys.items()}
     common = [text for text in overrides if text not in several]
     return complete({"space": space, "overrides": common, "sampler": "grid", **own})
+
+
+def read_cluster(own: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], bool]:
+    """Takes `cluster=NAME` and `cluster.KEY=VALUE` off a command line; reads `configs/cluster/NAME.yaml` for Slurm.
+
+    Returns:
+        The sweep's own arguments with what jobs ask for, the other overrides, and whether it is a dry run.
+
+    Raises:
+        ConfigError: There is no such file, it cannot be read, or no Slurm is wanted.
+    """
+    names = [text.partition("=")[0] for text in overrides if re.match(r"cluster[.=]", text)]
+    given, rest = take_arguments(overrides, names)
+    settings = {key: value for key, value in own.items() if key != "dry_run"}
+    if own.get("launcher") != "slurm":
+        if names or own.keys() > settings.keys():
+            raise ConfigError(f"{next(iter(names), 'dry_run')}: is for launcher=slurm")
+        return settings, rest, False
+    name, files = str(given.pop("cluster", "default")), ConfigFolder()
+    if name not in files.options("cluster"):
+        raise ConfigError(f"cluster={name}: there is no cluster called {name}{hint(name, files.options('cluster'))}")
+    if fault := files.unreadable(f"cluster/{name}"):
+        raise ConfigError(fault)
+    values: Any = OmegaConf.to_container(OmegaConf.load(files.path / f"cluster/{name}.yaml"))
+    settings["cluster"] = values | {key.removeprefix("cluster."): value for key, value in given.items()}
+    return settings, rest, own.get("dry_run") is True
 
 
 def complete(values: Mapping[str, Any], where: Callable[[str], str] = lambda key: "") -> dict[str, Any]:
@@ -108,7 +143,8 @@ def complete(values: Mapping[str, Any], where: Callable[[str], str] = lambda key
     Raises:
         ConfigError: With every problem.
     """
-    problems = list(_faults(Sweep, values, "", where))
+    problems = list(_faults(Sweep, {key: value for key, value in values.items() if key != "cluster"}, "", where))
+    problems += _faults(Cluster, values.get("cluster", {}), "cluster.", where)
     for name in ("n_trials", "n_jobs"):
         if isinstance(values.get(name), int) and values[name] < 1:
             problems.append(f"{where(name)}{name}: must be at least 1, not {values[name]}")

@@ -19,7 +19,7 @@ from optuna.trial import Trial, TrialState
 
 from src.config import ConfigError, compose
 from src.config.resume import experiment_folder, read_status
-from src.search.launcher import Launch, Process
+from src.search.launcher import Launcher, Process
 from src.search.space import as_overrides, distributions, grid
 from src.tracking.files import read_rows
 
@@ -52,11 +52,11 @@ class Search:
         folder: The study's folder, whose lock is held.
         sweep: What is tried, complete.
         common: The configuration that all trials have in common.
-        launch: What starts a run.
+        launcher: What starts a run.
     """
 
-    def __init__(self, folder: Path, sweep: Mapping[str, Any], common: Mapping[str, Any], launch: Launch) -> None:
-        self.folder, self.sweep, self.launch = folder, sweep, launch
+    def __init__(self, folder: Path, sweep: Mapping[str, Any], common: Mapping[str, Any], launcher: Launcher) -> None:
+        self.folder, self.sweep, self.launcher = folder, sweep, launcher
         self.metric, self.seed, self.n_jobs = common["monitor"]["metric"], common["seed"], sweep["n_jobs"]
         self.space = distributions(sweep["space"])
         self.points = grid(self.space)[: sweep["n_trials"]] if sweep["sampler"] == "grid" else None
@@ -120,12 +120,14 @@ class Search:
                 overrides, folder = self._run_of(trial, seed)
             except ConfigError as error:
                 return self._fail(trial, str(error))
-            status = status_at_rest(folder)
+            process = self.launcher.find(folder)
+            status = {} if process else status_at_rest(folder)
             if status.get("state") == "failed":
                 return self._fail(trial, status["reason"])
             if status.get("state") != "finished":
                 if trial.number not in self.left:
-                    process = self.launch([f"resume={folder}"] if status else overrides, folder, slot, self.n_jobs)
+                    words = [f"resume={folder}"] if status else overrides
+                    process = process or self.launcher.launch(words, folder, slot, self.n_jobs)
                     is_watched = not scores and self.sweep["pruner"] != "none"
                     self.jobs[trial.number] = Job(trial, slot, folder, process, is_watched)
                 return None

@@ -3,29 +3,18 @@
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cluster import MISSING, free_ports, slurm
+from tests.cluster import free_ports
 from tests.conftest import QUICK, ROOT, status
 
 Train = Callable[..., dict[str, float]]
 
 OVERRIDES = [*QUICK, "data.val_size=205", "data.test_size=3795", "trainer.max_epochs=2", "trainer.strategy=ddp"]
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
-    if MISSING:
-        pytest.skip(f"no Slurm on this machine (apt-get install slurm-wlm munge): {', '.join(MISSING)}")
-    # munged wants a socket that everybody can reach, and pytest's folders are closed to others.
-    with tempfile.TemporaryDirectory() as name, slurm(Path(name)) as environment:
-        # Node names do not resolve here, so the first node's address is given.
-        yield {**environment, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize(("nodes", "tasks"), [(1, 2), (2, 1)])

@@ -107,6 +107,8 @@ def test_a_file_is_completed_and_the_command_line_goes_before_it(read: Read) -> 
         "n_trials": 5,
         "n_jobs": 1,
         "seeds": [],
+        "launcher": "local",
+        "cluster": dict.fromkeys(("partition", "account", "time", "memory", "gpus", "cpus_per_task")),
     }
 
 

@@ -64,7 +64,7 @@ class Launcher:
     words: list[list[str]] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
 
-    def __call__(self, overrides: list[str], folder: Path, slot: int, n_jobs: int) -> Run:
+    def launch(self, overrides: list[str], folder: Path, slot: int, n_jobs: int) -> Run:
         folder.parent.mkdir(exist_ok=True)
         folder.with_suffix(".log").write_text("first\nerror: no\n\n", encoding="utf-8")
         self.started.append(folder.name)
@@ -72,6 +72,9 @@ class Launcher:
         self.slots.append(slot)
         curve = self.curves.get(folder.name, [int(folder.name[:3]) / 10])
         return Run(folder, curve, self.endings.get(folder.name, {}))
+
+    def find(self, folder: Path) -> None:
+        return None
 
 
 Start = Callable[..., Search]
