@@ -198,7 +198,7 @@ def _build(listing: Listing, size: int, folder: Path, needed: int) -> None:
     with open(folder / IMAGES, "wb") as file:
         file.truncate(needed)
         chunks = [range(start, min(start + CHUNK, len(digests))) for start in range(0, len(digests), CHUNK)]
-        threads = ThreadPoolExecutor(2 * (os.cpu_count() or 1))  # some wait for the disk, or for Python's lock
+        threads = ThreadPoolExecutor(os.cpu_count())
         try:
             with tqdm(total=len(digests), desc="decoding photos", disable=None, mininterval=0.5) as bar:
                 for done in threads.map(read, chunks):
