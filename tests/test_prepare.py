@@ -2,6 +2,7 @@
 
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from src.config import ConfigError
 from src.config.cli import run_entry
 from src.prepare import USAGE, main
-from tests.fakes import write_mnist
+from tests.fakes import write_image_folder, write_mnist
 
 SMALL = ["data.val_size=20", "data.batch_size=16"]
 
@@ -41,6 +42,29 @@ def test_alloys_are_made_and_described(tmp_path: Path, capsys: pytest.CaptureFix
     assert "EMT is a toy" in lines[2]
     assert lines[3:] == [f"ready in {tmp_path}/emt_alloys"]
     assert len(list((tmp_path / "emt_alloys/graphs").glob("*.npz"))) == 1
+
+
+def test_after_it_training_touches_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Callable[..., dict[str, float]]
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError(f"the network was touched: {args[1:]}")
+
+    write_mnist(tmp_path, train=64, test=32)
+    write_image_folder(tmp_path / "photos", 12)
+    sets = [
+        ["data=mnist", f"data.root={tmp_path}", *SMALL],
+        ["data=image_folder", f"data.root={tmp_path}/photos", "data.image_size=16", "data.store_size=16", SMALL[1]],
+        ["experiment=emt_cgcnn", f"data.root={tmp_path}", "data.num_structures=40", "data.split=random", SMALL[1]],
+    ]
+    for overrides in sets:
+        main(overrides)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for overrides in sets:
+        before = set(tmp_path.rglob("*"))
+        train(*overrides, "trainer.max_epochs=1")
+        assert not {path for path in set(tmp_path.rglob("*")) - before if "runs" not in path.parts}  # nothing is built
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def quiet() -> None:
         r".*Checkpoint directory .* exists and is not empty",  # it is this run's own
         r".*WeightAveraging callback with a model that overrides",  # it splits the net under FSDP only
         r".*in eval mode at the start of training",  # so is a frozen backbone
+        r".*you need to define a `flops_per_batch`",  # who wants the FLOPs does
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # of Lightning's making, nothing to do here
     ):
         warnings.filterwarnings("ignore", message)

@@ -24,6 +24,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from src.config import ConfigError
 from src.tracking.files import AppendOnlyFile, read_rows
 
+MEASURED = ("perf/", "DeviceStatsMonitor.", "train|", "validate|", "test|")
+"""What the names of wall-clock times and memory begin with, those of Lightning's own monitors among them."""
+
 NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
@@ -53,7 +56,7 @@ class LocalLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Appends one row."""
-        perf = sorted(name for name in metrics if name.startswith("perf/"))
+        perf = sorted(name for name in metrics if name.startswith(MEASURED))
         row = {name: _plain(value) for name, value in metrics.items() if name not in perf}
         if row.keys() - {"epoch"}:
             self._metrics.append(json.dumps({"step": step, **row}, sort_keys=True) + "\n")

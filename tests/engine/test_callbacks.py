@@ -133,3 +133,16 @@ def test_the_clock_adds_up() -> None:
         clock.stop("fetch")
         time.sleep(0.05)
     assert 0.04 <= clock.waited < 0.07
+
+
+def test_lightnings_monitors_are_wired_to_the_logger(train: Train, run_folders: Folders) -> None:
+    monitors = [
+        "callbacks=throughput", "+callbacks.device_stats._target_=lightning.pytorch.callbacks.DeviceStatsMonitor",
+        "+callbacks.device_stats.cpu_stats=true", "callbacks.throughput.window_size=2",
+    ]  # fmt: skip
+    train(*SMALL, *monitors, "trainer.max_epochs=1")
+    (folder,) = run_folders()
+    assert all(value > 0 for value in perf(folder, "train|device|samples_per_sec")[1:])
+    assert len(perf(folder, "train|device|samples_per_sec")) > 2
+    assert perf(folder, "DeviceStatsMonitor.on_train_batch_end/cpu_vm_percent")
+    assert not [name for row in rows(folder) for name in row if "|" in name or "DeviceStats" in name]
