@@ -186,11 +186,16 @@ def test_crystals_that_cannot_be_used_have_a_row(
         (inputs / f"{name}.cif").unlink()
     assert read(main([*arguments, "on_bad=skip"])) == [rows[0], rows[1], rows[-1]]
     assert capsys.readouterr().out == f"written: {output} (0 predictions, 2 of 2 inputs cannot be used)\n"
-    main([arguments[0], f"inputs={inputs}/cop*.cif", arguments[2]])
-    (row,), (expected,) = read(output)[1:], [row for row in good if row[0] == "copper"]
+
+
+def test_crystals_by_pattern(inputs: Path, tmp_path: Path) -> None:
+    path, output = save(published(), tmp_path / "energy.pth.tar"), tmp_path / "out.csv"
+    every = read(main([f"ckpt={path}", f"inputs={inputs}", f"output={output}"]))
+    (row,) = read(main([f"ckpt={path}", f"inputs={inputs}/cop*.cif", f"output={output}"]))[1:]
+    (expected,) = [row for row in every if row[0] == "copper"]
     assert row[0] == "copper" and float(row[1]) == pytest.approx(float(expected[1]), rel=1e-5)
     with pytest.raises(ConfigError, match="no such file or folder"):
-        main([arguments[0], f"inputs={inputs}/none*.cif", arguments[2]])
+        main([f"ckpt={path}", f"inputs={inputs}/none*.cif", f"output={output}"])
 
 
 def test_published_weights_start_a_net_warm(tmp_path: Path) -> None:
