@@ -184,13 +184,13 @@ def test_rows_survive_a_kill_and_a_resumed_run_joins_them(tracker: Factory, tmp_
 def test_runs_of_one_process_do_not_mix_even_when_open_at_once(tracker: Factory, tmp_path: Path) -> None:
     one = tracker("one", run={**INFO, "id": "one"})
     two = tracker("two", run={**INFO, "id": "two"})
-    one.log_metrics({"a": 1.625}, 0)
-    two.log_metrics({"a": 2.625}, 0)
+    one.log_metrics({"a": 1.640625}, 0)
+    two.log_metrics({"a": 2.640625}, 0)
     one.finish(0)
-    two.log_metrics({"a": 3.625}, 1)
+    two.log_metrics({"a": 3.640625}, 1)
     two.finish(1)
-    values = {name: re.findall(rb"\d\.625", written(tmp_path / name)) for name in ("one", "two")}
-    assert set(values["one"]) == {b"1.625"} and set(values["two"]) == {b"2.625", b"3.625"}
+    values = {name: re.findall(rb"\d\.640625", written(tmp_path / name)) for name in ("one", "two")}
+    assert set(values["one"]) == {b"1.640625"} and set(values["two"]) == {b"2.640625", b"3.640625"}
 
 
 def test_nothing_is_logged_to_a_finished_run(tracker: Factory) -> None:
@@ -653,9 +653,9 @@ def test_online_until_the_server_dies_and_the_end_does_not_wait_for_it(
     server: str, tracker: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     logger = tracker(mode="auto", init_timeout=10, finish_timeout=0.3)
-    logger.log_metrics({"a": 1.625}, 0)
+    logger.log_metrics({"a": 1.640625}, 0)
     monkeypatch.setattr(Server, "state", "hangs")
-    logger.log_metrics({"a": 2.625}, 1)
+    logger.log_metrics({"a": 2.640625}, 1)
     start = time.monotonic()
     logger.finish(0)
     assert time.monotonic() - start < 8
@@ -664,7 +664,7 @@ def test_online_until_the_server_dies_and_the_end_does_not_wait_for_it(
         "W&B did not take everything (TimeoutError('Timed out finishing run.')); "
         "to send the rest: wandb sync run/wandb/run-*",
     ]
-    assert set(re.findall(rb"\d\.625", written(tmp_path / "run"))) == {b"1.625", b"2.625"}
+    assert set(re.findall(rb"\d\.640625", written(tmp_path / "run"))) == {b"1.640625", b"2.640625"}
     key = SECRETS["WANDB_API_KEY"].encode()
     assert [path for path in files(tmp_path / "run") if key in path.read_bytes()] == []
 
