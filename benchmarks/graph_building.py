@@ -14,9 +14,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from src.data.emt import TARGET, emt_alloy
-from src.data.neighbors import GraphSettings, nearest_neighbors
-from src.data.structures import read_crystals
+from src.structures.emt import TARGET, emt_alloy
+from src.structures.neighbors import GraphSettings, nearest_neighbors
+from src.structures.reading import read_crystals
 
 
 def rate(count: int, work: Callable[[], object], repeats: int = 1) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from src.data.structures import BadStructureError
+from src.structures.reading import BadStructureError
 
 
 def crystals(count: int = 24, seed: int = 0) -> list[Atoms]:

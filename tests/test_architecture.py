@@ -17,7 +17,8 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 MAY_IMPORT = {
     "config": {"config"},
     "nets": {"nets"},
-    "data": {"data", "config"},
+    "structures": {"structures"},
+    "data": {"data", "config", "structures"},
     "modules": {"modules", "config"},
     "tracking": {"tracking", "config"},
     "search": {"search", "config", "tracking.files"},
@@ -26,6 +27,14 @@ MAY_IMPORT = {
 }
 FOREIGN = {
     "config": {"torch", "lightning", "numpy", "wandb", "torchvision", "torchmetrics"},
+    "structures": {
+        "torch",
+        "lightning",
+        "torchvision",
+        "torch_geometric",
+        "hydra",
+        "wandb",
+    },  # worker processes import it
     "nets": {"lightning", "hydra", "wandb", "omegaconf"},
     "modules": {"hydra", "omegaconf", "wandb"},
     "search": {"torch", "lightning", "wandb", "torchvision"},
@@ -90,7 +99,7 @@ def test_every_room_can_be_read_in_an_afternoon() -> None:
         room = path.relative_to(ROOT / "src").parts[0]
         lines[room] = lines.get(room, 0) + code_lines(path.read_text(encoding="utf-8"))
         assert code_lines(path.read_text(encoding="utf-8")) < 300, f"{path}: too long to be read at once"
-    assert max(lines.values()) < 2200 and sum(lines.values()) < 8000, lines
+    assert max(lines.values()) < 2000 and sum(lines.values()) < 8000, lines
 
 
 @pytest.mark.parametrize("entry", ["train", "evaluate", "predict", "explain", "prepare", "sweep", "report"])

@@ -13,7 +13,7 @@ import ase.db
 from src.config import ConfigError
 from src.config.errors import hint
 from src.data.graphs import Catalogue, note
-from src.data.structures import UNREADABLE, Reader, known_values, read_cif, read_frame, read_row
+from src.structures.reading import UNREADABLE, Reader, known_values, read_cif, read_frame, read_row
 
 TABLE = "id_prop.csv"
 XYZ = (".extxyz", ".xyz")

@@ -17,11 +17,11 @@ from torch import Tensor
 from src.config import ConfigError
 from src.data.base import Batch, DataModule, Inputs, require_int
 from src.data.catalogues import cif_files, open_catalogue
-from src.data.emt import CARD, TARGET, UNIT, emt_alloy
 from src.data.graphs import Arrays, Catalogue, GraphSplit, load_graphs, note
-from src.data.neighbors import GraphSettings, Integers
 from src.data.split import cross_validation, group_split
-from src.data.structures import MAX_Z, reduced_formula
+from src.structures.emt import CARD, TARGET, UNIT, emt_alloy
+from src.structures.neighbors import GraphSettings, Integers
+from src.structures.reading import MAX_Z, reduced_formula
 
 SHOWN = 10  # bad crystals that a message lists
 

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from src.config import ConfigError
 from src.data.base import Batch
-from src.data.neighbors import GraphSettings
-from src.data.structures import Crystal, Reader, read_crystals, start_worker
+from src.structures.neighbors import GraphSettings
+from src.structures.reading import Crystal, Reader, read_crystals, start_worker
 
 FORMAT = 1  # of the cache; to be raised when the same input gives other graphs
 CHUNK = 32  # structures that a worker takes at once

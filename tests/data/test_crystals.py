@@ -22,9 +22,9 @@ from src.config import ConfigError
 from src.data import graphs as graphs_module
 from src.data.base import Inputs
 from src.data.crystals import CrystalDataModule, CrystalsDataModule, EMTAlloysDataModule
-from src.data.emt import PURE, emt_alloy, formation_energy
 from src.data.graphs import build_arrays
 from src.data.split import group_split
+from src.structures.emt import PURE, emt_alloy, formation_energy
 from tests.fake_crystals import crystals, write_cgcnn_folder
 
 COMMON = {"batch_size": 4, "val_size": 0.25, "test_size": 0.25, "split": "random", "split_seed": 0, "seed": 0}

@@ -27,9 +27,9 @@ from torch_geometric.data import Data
 
 from src.config import ConfigError
 from src.data import graphs as graphs_module
-from src.data import neighbors as neighbors_module
 from src.data.graphs import Catalogue, GraphSplit, build_arrays, cached, load_graphs
-from src.data.neighbors import GraphSettings, Neighbors, nearest_neighbors
+from src.structures import neighbors as neighbors_module
+from src.structures.neighbors import GraphSettings, Neighbors, nearest_neighbors
 from tests.conftest import ROOT
 from tests.fake_crystals import crystals, imported
 

@@ -21,7 +21,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from src.data.neighbors import GraphSettings, Neighbors, nearest_neighbors
+from src.structures.neighbors import GraphSettings, Neighbors, nearest_neighbors
 
 MAX_Z = 100  # the table of elements ends with fermium, as that of CGCNN does
 MIN_DISTANCE = 0.5  # angstrom: H2 has 0.74; what is nearer is one atom listed twice
