@@ -12,11 +12,13 @@ import pickle
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+import psutil
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loggers.wandb import WandbLogger
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from wandb import Run
 
 SOURCE = Path(__file__).resolve().parents[1]
+GRACE = 20.0  # seconds after `finish_timeout` that wandb's background process has to keep it
 BEST = dict.fromkeys(("loss", "mae", "mse", "rmse", "ece"), "min") | dict.fromkeys(("acc", "f1", "auroc", "r2"), "max")
 
 
@@ -159,14 +162,17 @@ class WandbTracker(WandbLogger):
             return
         self._finished = True
         WandbTracker._open -= 1
+        guard = threading.Timer(self.finish_timeout + GRACE, _end_background_process)
+        guard.start()
         try:
             run.finish(exit_code=exit_code)
         except _failures() as error:
             print(f"W&B did not take everything ({error!r}); to send the rest: {self._sync()}", flush=True)
         finally:
             if not WandbTracker._open and wandb.run is None:  # it would end any other open run as well
-                with contextlib.suppress(*_failures()):
+                with contextlib.suppress(SystemExit, *_failures()):  # it exits with a killed process's code
                     wandb.teardown()
+            guard.cancel()
             for name in self._variables:
                 os.environ.pop(name, None)
 
@@ -274,6 +280,13 @@ def history(folder: Path) -> list[dict[str, Any]]:
     done = subprocess.run(command, capture_output=True, text=True)
     records = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
     return [record["history"]["item"] for record in records if record.get("type") == "history"]
+
+
+def _end_background_process() -> None:
+    """Kills wandb's own process, which waits for ever at times in spite of its time limit (wandb 0.31, a server that hangs)."""
+    for child in psutil.Process().children():
+        if child.name().startswith("wandb-core"):
+            child.kill()
 
 
 def _failures() -> tuple[type[Exception], ...]:
