@@ -283,7 +283,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _end_background_process() -> None:
-    """Kills wandb's own process, which waits for ever at times in spite of its time limit (wandb 0.31, a server that hangs)."""
+    """Kills wandb's own process: with a server that hangs it was seen to wait for ever, past its time limit (0.31)."""
     for child in psutil.Process().children():
         if child.name().startswith("wandb-core"):
             child.kill()
