@@ -28,7 +28,7 @@ def main(overrides: list[str]) -> None:
     if card := facts.get("card"):
         print(card)
     if datamodule.bad_files:
-        print(f"{len(datamodule.bad_files)} bad files are left out")
+        print(f"bad files, left out: {len(datamodule.bad_files)}")
     print(f"ready in {datamodule.folder or 'an installed package'}")
 
 

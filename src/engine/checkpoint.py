@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -133,10 +134,16 @@ def read_plain(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigError(
-            f"{path}: refused: it holds more than tensors and plain values; reading it could run code ({_first(error)})"
+            f"{path}: refused: it holds more than tensors and plain values; reading it could run code{_culprit(error)}"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise ConfigError(f"{path}: damaged, or not a checkpoint ({_first(error)})") from error
+
+
+def _culprit(error: BaseException) -> str:
+    """What a file wants to be built, of torch's page on how to allow that."""
+    found = re.search(r"Unsupported global: GLOBAL (\S+)|Trying to load unsupported GLOBAL (\S+)", str(error))
+    return f" ({found[1] or found[2]})" if found else ""
 
 
 def _first(error: BaseException) -> str:

@@ -37,7 +37,7 @@ def announce(plan: Plan, run: Run) -> None:
         if bad_files := plan.datamodule.bad_files:
             text = "".join(f"{path}\t{fault}\n" for path, fault in bad_files)
             (run.folder / "bad_files.txt").write_text(text, encoding="utf-8", errors="surrogateescape")
-            print(f"{len(bad_files)} bad files are left out: {run.folder / 'bad_files.txt'}", flush=True)
+            print(f"bad files, left out: {len(bad_files)}, see {run.folder / 'bad_files.txt'}", flush=True)
 
 
 def finished_before(composed: Composed) -> dict[str, float] | None:

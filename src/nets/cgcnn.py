@@ -188,8 +188,10 @@ class CGCNN(nn.Module):
     def pooled(self, x_NF: Tensor, num_nodes_B: Tensor) -> Tensor:
         """Returns the mean or sum over the atoms of each crystal, ``[B, F]``."""
         num_crystals = num_nodes_B.shape[0]  # not len(): torch.export would take the example's for a constant
-        crystals_B = torch.arange(num_crystals, device=x_NF.device)
-        crystal_N = torch.repeat_interleave(crystals_B, num_nodes_B, output_size=x_NF.shape[0])
+        # An atom is of the crystal with the number of those that end before it. ONNX has no repeat_interleave.
+        ends_N1 = num_nodes_B.new_zeros(x_NF.shape[0] + 1)
+        ends_N1 = ends_N1.index_add(0, num_nodes_B.cumsum(0), torch.ones_like(num_nodes_B))
+        crystal_N = ends_N1.cumsum(0)[:-1]
         sum_BF = x_NF.new_zeros(num_crystals, x_NF.shape[1]).index_add(0, crystal_N, x_NF)
         return sum_BF / num_nodes_B[:, None] if self.pool == "mean" else sum_BF
 

@@ -268,7 +268,7 @@ def test_bad_files_can_be_skipped(
     lines = (run / "bad_files.txt").read_text(encoding="utf-8").splitlines()
     assert [line.split("\t")[0] for line in lines] == list(expected)
     assert all(line.split("\t")[1].startswith(reason) for line, reason in zip(lines, expected.values(), strict=True))
-    assert f"6 bad files are left out: {run}/bad_files.txt\n" in capsys.readouterr().out
+    assert f"bad files, left out: 6, see {run}/bad_files.txt\n" in capsys.readouterr().out
     assert loaded(root, on_bad="skip").facts["num_bad_files"] == 6
 
 

@@ -1,0 +1,43 @@
+"""A model for other programs: ``python -m src.export ckpt=last|RUN_DIR|FILE format=onnx|pt2|aoti [output=FILE]``."""
+
+from pathlib import Path
+
+from src.config import ConfigError, take_arguments
+from src.config.cli import Usage, run_entry
+from src.config.errors import hint
+
+USAGE = Usage(
+    "ckpt=last|RUN_DIR|FILE format=onnx|pt2|aoti [output=FILE] [layout=chw|hwc] [inputs=PATH]",
+    ("ckpt=last format=onnx", "ckpt=best.ckpt format=aoti output=model.pt2 inputs=photos layout=hwc"),
+)
+CHOICES = {"format": ("onnx", "pt2", "aoti"), "layout": ("chw", "hwc")}
+
+
+def main(arguments: list[str]) -> Path:
+    """Exports and returns the file.
+
+    Raises:
+        ConfigError: The checkpoint cannot be used or expressed in the format, or the file cannot be written.
+    """
+    names = ("ckpt", "format", "output", "layout", "inputs", "runs_dir", "experiment")
+    own, overrides = take_arguments(arguments, names)
+    problems = [f"{text}: a checkpoint is exported as it is" for text in overrides]
+    chosen = {name: str(own.get(name, "chw" if name == "layout" else "")) for name in CHOICES}
+    for name, choices in CHOICES.items():
+        if chosen[name] not in choices:
+            problems.append(f"{name}={chosen[name]}: expected {', '.join(choices)}{hint(chosen[name], choices)}")
+    if not own.get("ckpt"):
+        problems.append("ckpt=last|RUN_DIR|FILE: say which checkpoint to export")
+    if problems:
+        raise ConfigError(*problems)
+
+    from src.engine.evaluation import find_checkpoint
+    from src.portable.export import export
+
+    checkpoint = find_checkpoint(str(own["ckpt"]), own.get("runs_dir"), own.get("experiment"))
+    output, inputs = (Path(str(own[name])).expanduser() if own.get(name) else None for name in ("output", "inputs"))
+    return export(checkpoint, chosen["format"], output, inputs, "hwc" if chosen["layout"] == "hwc" else "chw")
+
+
+if __name__ == "__main__":
+    run_entry(main, USAGE)

@@ -1,0 +1,173 @@
+"""From a checkpoint to a file that runs without this project, written only if it computes the same."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.config import ConfigError
+from src.engine.checkpoint import read_checkpoint, restore_module
+from src.engine.evaluation import check_output
+from src.engine.plan import prepare_data, quiet
+from src.engine.prediction import data_of
+from src.modules.base import BaseModule
+from src.portable.formats import FORMATS, require_compiler, silence
+from src.portable.programs import Interface, Layout, interface_of, trace
+
+RUNNER = Path(__file__).resolve().parents[2] / "deploy/portable.py"
+SAMPLES = 64
+"""On which the file is compared; an exported program is tuned for as many."""
+TOLERANCE = 1e-4
+"""Largest difference, absolute up to 1 and relative above."""
+
+
+def export(path: Path, kind: str, output: Path | None, inputs: Path | None, layout: Layout) -> Path:
+    """Exports a checkpoint and compares the file with it, in a process that does not know this project.
+
+    Args:
+        path: The checkpoint.
+        kind: One of `FORMATS`.
+        output: The file to write; by default in the run folder, for a lone checkpoint in this one.
+        inputs: What the comparison runs on; by default the test part of the data that the model was trained on.
+        layout: Of images.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: The checkpoint or the samples cannot be used, the format cannot express the net, the results
+            differ, or the file cannot be written. In no case anything has been written.
+    """
+    write, suffix, usual_name = FORMATS[kind]
+    run = path.parent.parent
+    output = output or (run if (run / "status.json").is_file() else Path()) / usual_name
+    check_output(output)
+    if output.suffix != suffix:
+        raise ConfigError(f"output={output}: the name of format={kind} must end in {suffix}")
+    if kind == "aoti":
+        require_compiler()
+    quiet()
+    checkpoint = read_checkpoint(path)
+    facts = card_of(checkpoint, path)
+    interface = interface_of(facts, layout)
+    module = restore_module(checkpoint, path)
+    samples = references(checkpoint, facts, interface, module, inputs)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=output.absolute().parent) as name:
+        file = Path(name, output.name)
+        with silence():
+            program = trace(module, facts, interface, samples[0].arrays)
+            write(program, interface, metadata(checkpoint, interface), file)
+        differences = compare(file, Path(name), samples)
+        line = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
+        if not all(difference <= TOLERANCE for difference in differences.values()):  # nor if one is NaN
+            raise ConfigError(f"format={kind}: differs from PyTorch: {line}; at most {TOLERANCE} is right: not written")
+        os.replace(file, output)
+    print(f"largest difference from PyTorch, {len(samples[0].outputs[interface.outputs[0]])} samples: {line}")
+    print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)", flush=True)
+    return output
+
+
+def card_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The facts of a checkpoint.
+
+    Raises:
+        ConfigError: It has none, or not those that an exported model needs.
+    """
+    facts: dict[str, Any] = checkpoint["hyper_parameters"].get("facts") or {}
+    classification = facts.get("task") != "regression"
+    wanted = ["name", "task", *(["class_names"] if classification else ["target_names", "target_units"])]
+    if "input_shape" in facts:
+        wanted += ["mean", "std"]
+    if lacking := [name for name in wanted if name not in facts]:
+        raise ConfigError(f"{path}: its card lacks {', '.join(lacking)}: nobody could tell what the outputs mean")
+    return facts
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs of a program, and the outputs of the module itself."""
+
+    arrays: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+def references(
+    checkpoint: Mapping[str, Any], facts: Mapping[str, Any], interface: Interface, module: BaseModule, path: Path | None
+) -> list[Samples]:
+    """Real samples: a batch of two at least, and the first of them alone.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    config = checkpoint["config"]
+    if path is not None:
+        datamodule = data_of(config, facts)
+        inputs = datamodule.read_inputs(path)
+        if inputs.problems:
+            raise ConfigError(*(f"{inputs.names[number]}: {reason}" for number, reason in inputs.problems.items()))
+        split = inputs.split
+    else:
+        try:
+            datamodule = prepare_data(config)
+        except ConfigError as error:
+            raise ConfigError(*error.problems, "or give some samples to compare on: inputs=PATH") from error
+        datamodule.adopt(facts)
+        split = datamodule.splits["test"]
+    count = min(SAMPLES, len(split))
+    found = []
+    for positions in (torch.arange(max(count, 2)) % count, torch.tensor([0])):
+        batch = split[positions]
+        arrays = interface.arrays(batch.x)
+        with torch.no_grad():
+            output = module(datamodule.on_after_batch_transfer(batch, 0).x)
+        values = (output,) if facts["task"] == "regression" else (output.softmax(1), output)
+        found.append(Samples(arrays, dict(zip(interface.outputs, values, strict=True))))
+    return found
+
+
+def metadata(checkpoint: Mapping[str, Any], interface: Interface) -> dict[str, str]:
+    """What a file says of itself, as texts: every format and language has those. Lists have an entry a line."""
+    facts, config = checkpoint["hyper_parameters"]["facts"], checkpoint["config"]
+    best = checkpoint.get("callbacks", {}).get("best", {}).get("best_model_score")
+    shapes = {name: ",".join(map(str, shape)) for name, shape in interface.inputs.items()}
+    score = "" if best is None else f"{config['monitor']['metric']} {float(best):.6g}"
+    card = {key: value for key, value in facts.items() if key != "atom_features"}
+    lists = {key: facts.get(key) or [] for key in ("class_names", "target_names", "target_units")}
+    return {
+        "task": facts["task"],
+        "inputs": "\n".join(f"{name} {shape}" for name, shape in shapes.items()),
+        "outputs": "\n".join(interface.outputs),
+        "layout": interface.layout or "",
+        "score": score,
+        "net": config["model"]["net"]["_target_"],
+        "card": json.dumps({**card, **config["monitor"], "score": None if best is None else float(best)}),
+        **{key: "\n".join(" ".join(str(entry).splitlines()) for entry in entries) for key, entries in lists.items()},
+    }
+
+
+def compare(file: Path, folder: Path, samples: Sequence[Samples]) -> dict[str, float]:
+    """Runs a file in a process without this project, and returns the largest difference of each output."""
+    for number, part in enumerate(samples):
+        (folder / str(number)).mkdir()
+        for name, array in part.arrays.items():
+            np.save(folder / f"{number}/{name}.npy", array.numpy())
+    command = [sys.executable, "-I", str(RUNNER), str(file), *map(str, range(len(samples))), "--save", "outputs.npz"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"the exported file does not run: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    found = np.load(folder / "outputs.npz")
+    differences = {}
+    for name in samples[0].outputs:
+        expected = torch.cat([part.outputs[name] for part in samples])
+        difference = (torch.from_numpy(found[name]) - expected).abs() / expected.abs().clamp(min=1)
+        differences[name] = float(difference.max())
+    return differences
