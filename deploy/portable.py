@@ -12,7 +12,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,9 +126,23 @@ class Portable:
         if path.suffix == ".npy":
             array = read_array(path)
             return {"image": array[None] if array.ndim == 3 else array}
+        if not path.is_file():
+            raise PortableError(f"{path}: cannot be read: there is no such file")
+        with open(path, "rb") as file:
+            return self.picture(file, f"{path}: ")
+
+    def picture(self, file: BinaryIO, where: str = "") -> Arrays:
+        """Reads a picture from an open file, or from ``io.BytesIO``; messages begin with `where`.
+
+        Raises:
+            PortableError: It is none, or not such as the model takes.
+        """
         _, *shape = self.inputs["image"]
-        channels, *size = shape if self.card["layout"] == "chw" else [shape[2], *shape[:2]]
-        pixels = read_picture(path, int(channels), (int(size[1]), int(size[0])))
+        channels, height, width = (int(n) for n in (shape if self.card["layout"] == "chw" else [shape[2], *shape[:2]]))
+        try:
+            pixels = read_picture(file, channels, (width, height))
+        except PortableError as error:
+            raise PortableError(f"{where}{error}") from error
         return {"image": (pixels.transpose(2, 0, 1) if self.card["layout"] == "chw" else pixels)[None]}
 
     def lines(self, name: str, outputs: Arrays, top: int) -> list[str]:
@@ -151,10 +165,17 @@ class Portable:
 def open_onnx(path: Path) -> tuple[Mapping[str, str], Callable[[Arrays], Sequence[NDArray[Any]]]]:
     """Opens an ONNX file: its metadata, and a function of its inputs."""
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as faults
 
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except RuntimeError as error:  # what its exceptions are derived from
+    except (
+        faults.Fail,
+        faults.InvalidArgument,
+        faults.InvalidGraph,
+        faults.InvalidProtobuf,
+        faults.NotImplemented,
+    ) as error:
         raise PortableError(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from error
     return session.get_modelmeta().custom_metadata_map, lambda arrays: session.run(None, arrays)
 
@@ -167,10 +188,12 @@ def open_pt2(path: Path) -> tuple[Mapping[str, str], Callable[[Arrays], Sequence
     except (zipfile.BadZipFile, OSError) as error:
         raise PortableError(f"{path}: is neither an .onnx nor a .pt2 file: {error}") from error
     import json
+    import logging
 
     import torch
 
     program: Any
+    logging.getLogger("torch").setLevel(logging.ERROR)  # it finds that a package was not compiled for this very CPU
     try:
         if compiled:
             from torch._inductor import aoti_load_package
@@ -206,7 +229,7 @@ def read_array(path: Path) -> NDArray[Any]:
         raise PortableError(f"{path}: is no .npy file: {error}") from error
 
 
-def read_picture(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+def read_picture(file: BinaryIO, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Reads a picture as uint8 [height, width, channels].
 
     Raises:
@@ -215,19 +238,19 @@ def read_picture(path: Path, channels: int, size: tuple[int, int]) -> NDArray[np
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             if image.size != size:
-                raise PortableError(f"{path}: is {image.width} x {image.height}, the model takes {size[0]} x {size[1]}")
+                raise PortableError(f"is {image.width} x {image.height}, the model takes {size[0]} x {size[1]}")
             if image.has_transparency_data:
-                raise PortableError(f"{path}: is transparent; lay it on a background first")
+                raise PortableError("is transparent; lay it on a background first")
             if image.mode not in ("1", "L", "P", "RGB"):
                 what = "has more than 8 bits a channel" if image.mode[0] in "IF" else f"is {image.mode}"
-                raise PortableError(f"{path}: {what}; convert it to RGB first")
+                raise PortableError(f"{what}; convert it to RGB first")
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except UnidentifiedImageError as error:
-        raise PortableError(f"{path}: is no picture") from error
+        raise PortableError("is no picture") from error
     except (OSError, SyntaxError) as error:  # what Pillow raises of broken files
-        raise PortableError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise PortableError(f"is damaged: {error}") from error
     return pixels.reshape(size[1], size[0], channels)
 
 

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> Path:
     chosen = {name: str(own.get(name, "chw" if name == "layout" else "")) for name in CHOICES}
     for name, choices in CHOICES.items():
         if chosen[name] not in choices:
-            problems.append(f"{name}={chosen[name]}: expected {', '.join(choices)}{hint(chosen[name], choices)}")
+            problems.append(f"{name}={chosen[name]}: there is no such {name}{hint(chosen[name], choices)}")
     if not own.get("ckpt"):
         problems.append("ckpt=last|RUN_DIR|FILE: say which checkpoint to export")
     if problems:

@@ -1,19 +1,26 @@
 """README and CONTRIBUTING are followed to the letter."""
 
+import http.client
 import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from src.config import build, compose
+from src.data.base import DataModule
 from tests.conftest import ROOT
+from tests.cpp import NEEDED, lacking, values
 from tests.fake_crystals import crystals, write_cgcnn_folder
 from tests.fakes import write_dogcat, write_image_folder, write_mnist
 
@@ -76,6 +83,7 @@ BENCHMARKS = {
     "store_scaling": ["--sizes", "1000", "2000", "--images", "500"],
     "crystal_step": ["--samples", "300", "--batch-size", "32", "--epochs", "2", "--stock-batches", "2"],
     "graph_building": ["--structures", "60"],
+    "deploy": ["--seconds", "0.1", "--rounds", "1", "--batch", "4"],
 }
 """Every benchmark, with the options that make it small."""
 
@@ -88,6 +96,8 @@ def leaves(figures: Any) -> Iterator[Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_benchmarks(name: str, tmp_path: Path) -> None:
+    if name == "deploy" and lacking():
+        pytest.skip(f"{NEEDED}: {lacking()}")
     done = run(shlex.join(["python", "-m", f"benchmarks.{name}", *BENCHMARKS[name]]), ROOT)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
@@ -117,6 +127,64 @@ def test_readme_names_what_exists(tmp_path: Path) -> None:
             assert (ROOT / path).exists(), path
     for path in (ROOT / "configs/data").glob("*.yaml"):
         assert f"`{path.stem}`" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_deploying_to_the_letter(tmp_path: Path) -> None:
+    if lacking():
+        pytest.skip(f"{NEEDED}: {lacking()}")
+    text = (ROOT / "deploy/README.md").read_text(encoding="utf-8")
+    digits = build(compose([]).cfg["data"], DataModule, seed=0)
+    digits.setup()
+    Image.fromarray(digits.splits["test"].x_NCHW[645, 0].numpy()).save(tmp_path / "digit.png")
+    write_cgcnn_folder(tmp_path / "cifs", crystals(2))
+    (tmp_path / "crystals").mkdir()
+    printed = {}
+    for line in commands(text):
+        done = run(line.replace("/path/to", str(tmp_path)), ROOT, RUNS_DIR=str(tmp_path / "runs"))
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        printed[line] = done.stdout
+    (shown,) = re.findall(r"```text\n(digit.*?)```", text, re.DOTALL)
+    answer = printed["python deploy/portable.py /path/to/model.onnx /path/to/digit.png"]
+    assert values(answer)["digit.png"] == pytest.approx(values(shown)["digit.png"], abs=0.01)
+    check_server(text, tmp_path, answer)
+    (console,) = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for line in re.findall(r"^\$ (.*)", console, re.MULTILINE):
+        line = line.replace("/path/to", str(tmp_path)).replace("deploy/cpp", str(ROOT / "deploy/cpp"))
+        done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    assert values(done.stdout)["digit.png"] == pytest.approx(values(answer)["digit.png"], abs=1e-4)
+    assert console.splitlines(keepends=True)[-1] == shown
+
+
+def check_server(text: str, folder: Path, answer: str) -> None:
+    """Runs the server of the page, asks it for a digit, and gives it what it must refuse."""
+    (server,) = re.findall(r"```python\n(import io.*?)```", text, re.DOTALL)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "server.py").write_text(server.replace("8000", str(port)), encoding="utf-8")
+    shutil.copy(ROOT / "deploy/portable.py", folder)
+    with subprocess.Popen([sys.executable, "server.py"], cwd=folder, stderr=subprocess.DEVNULL) as process:
+        try:
+            answers = [ask(process, port, content) for content in ((folder / "digit.png").read_bytes(), b"hello")]
+        finally:
+            process.kill()
+    assert answers == [(200, answer.strip().replace("digit.png", "picture")), (400, "is no picture")]
+
+
+def ask(process: subprocess.Popen[bytes], port: int, content: bytes) -> tuple[int, str]:
+    while process.poll() is None:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("POST", "/", content)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except ConnectionRefusedError:  # it has not come up yet
+            time.sleep(0.1)
+    raise AssertionError(f"the server ended with {process.returncode}")
 
 
 def test_contributing_to_the_letter(tmp_path: Path) -> None:
