@@ -110,7 +110,8 @@ class ResidualNet(nn.Module):
         width: Channels of the stem and of the first stage's 3x3 convolutions.
         stem: ``cifar``, one 3x3 convolution, or ``imagenet``, which makes the image four times smaller first.
         shortcut: Of the blocks that change the shape.
-        zero_init_last_norm: Whether each block starts as its shortcut alone (Goyal et al. 2017, section 5.1).
+        zero_init_last_norm: Whether each block starts as its shortcut alone (Goyal et al. 2017, section 5.1), unless
+            that is a `PadShortcut`.
 
     Attributes:
         feature_map: Which layer gives the last feature map.
@@ -162,6 +163,8 @@ def initialize(net: nn.Module, zero_init_last_norm: bool) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, BasicBlock | Bottleneck) and zero_init_last_norm:
+            if isinstance(module.downsample, PadShortcut):
+                continue  # a new channel would be 0 on both sides of the sum, where ReLU passes no gradient, for good
             nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
 
 

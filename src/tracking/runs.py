@@ -22,8 +22,8 @@ from src.config.sources import written
 from src.tracking.files import read_rows
 from src.tracking.text import reading_order
 
-LABELS = ("name", "notes", "tags", "group", "runs_dir")
-"""Keys that do not change what a run computes."""
+LABELS = ("name", "notes", "tags", "group", "runs_dir", "logger", "pictures", "black_box")
+"""Sections of the configuration that do not change what a run computes."""
 REPEATS = ("seed", "data.fold", "data.split_seed")
 """Keys by which one experiment is repeated."""
 RISING = {"acc", "f1", "auroc", "r2", "precision", "recall", "average_precision"}
@@ -172,6 +172,11 @@ def config_keys(runs: Iterable[StoredRun]) -> list[str]:
     return list(dict.fromkeys(key for run in runs for key, _ in leaves(run.config)))
 
 
+def _computes(key: str) -> bool:
+    """Whether a key can change what a run computes."""
+    return key.partition(".")[0] not in LABELS
+
+
 def differing_keys(runs: Sequence[StoredRun]) -> list[str]:
     """The keys of the configuration that differ among runs of one experiment, which itself says the rest.
 
@@ -186,7 +191,7 @@ def differing_keys(runs: Sequence[StoredRun]) -> list[str]:
         key: None
         for experiment, keys in values.items()
         for key, there in keys.items()
-        if len(there) == counts[experiment] and any(value != there[0] for value in there) and key not in LABELS
+        if len(there) == counts[experiment] and any(value != there[0] for value in there) and _computes(key)
     }
     return list(found)
 
@@ -233,7 +238,7 @@ def grouped(runs: Sequence[StoredRun], keys: Sequence[str]) -> list[Row]:
     kept = [key for key in keys if key not in REPEATS]
     for run in runs:
         if run.state == "finished":
-            config = {key: value for key, value in leaves(run.config) if key.partition(".")[0] not in LABELS}
+            config = {key: value for key, value in leaves(run.config) if _computes(key)}
             repeat = {key: config.pop(key, None) for key in REPEATS}
             groups.setdefault(json.dumps(config, sort_keys=True), {})[json.dumps(repeat)] = summary(run, kept)
     if not groups:

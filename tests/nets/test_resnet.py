@@ -88,6 +88,19 @@ def test_zero_init_makes_a_block_its_shortcut(block: type[BasicBlock | Bottlenec
     assert not torch.equal(ordinary(x), x)
 
 
+def test_zero_init_leaves_no_channel_dead() -> None:
+    torch.manual_seed(0)
+    net = CifarResNet([3, 32, 32], 10, 20, width=8, zero_init_last_norm=True)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = {name: value.clone() for name, value in net.named_parameters() if name.endswith("bn2.weight")}
+    for _ in range(4):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(torch.randn(16, 3, 32, 32)), torch.arange(16) % 10).backward()
+        optimizer.step()
+    for name, value in before.items():
+        assert (net.get_parameter(name) != value).all(), name
+
+
 def test_convolutions_are_drawn_by_their_outputs() -> None:
     torch.manual_seed(0)
     weight = ResNet([3, 32, 32], 10, 18).layer4[1].conv1.weight

@@ -165,6 +165,15 @@ def test_help_names_every_flag() -> None:
     assert all(action.help for action in parser._actions if action.dest != "format")
 
 
+def test_what_logs_a_run_is_no_other_experiment(tmp_path: Path) -> None:
+    scored(tmp_path / "x/0", 0.5)
+    write_run(
+        tmp_path / "x/1", ("seed=1", "logger=csv", "pictures=false", "black_box=false"), metrics={"test/acc": 0.75}
+    )
+    _, line = table(tmp_path, "--group", "--columns", "n,test/acc", "--format", "csv")
+    assert line == "2,0.625"
+
+
 def test_a_thousand_runs_in_seconds(tmp_path: Path) -> None:
     first = scored(tmp_path / "x/0000", 0.9)
     files = {path.name: path.read_bytes() for path in sorted(first.iterdir()) if path.suffix != ".html"}
