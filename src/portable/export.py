@@ -72,7 +72,7 @@ def export(path: Path, kind: str, output: Path | None, inputs: Path | None, layo
             raise ConfigError(f"format={kind}: differs from PyTorch: {line}; at most {TOLERANCE} is right: not written")
         os.replace(file, output)
     print(f"largest difference from PyTorch, {len(samples[0].outputs[interface.outputs[0]])} samples: {line}")
-    print(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)", flush=True)
+    print(f"written: {output} ({output.stat().st_size / 1e3:,.0f} kB)", flush=True)
     return output
 
 
