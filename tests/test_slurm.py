@@ -105,6 +105,37 @@ def test_preempted_while_it_imports_and_while_it_trains(client: Client, tmp_path
     assert {path.name for path in runs.glob("slurm-*")} == {folder.name, other.name}
 
 
+def test_preempted_before_the_other_process_is_there(client: Client, tmp_path: Path) -> None:
+    """The first waits in the rendezvous; the second has not begun with Python."""
+    late = tmp_path / "bin/python"
+    late.parent.mkdir()
+    late.write_text(f'#!/bin/sh\n[ "$SLURM_PROCID" = 1 ] && sleep 12\nexec {sys.executable} "$@"\n')
+    late.chmod(0o755)
+    client.environment["PATH"] = f"{late.parent}:{client.environment['PATH']}"
+    job = client.sbatch("--ntasks-per-node=2", *CPU, "scripts/slurm.sbatch", *SHORT, "trainer.max_epochs=3")
+    folder = tmp_path / f"runs/mnist_linear/slurm-{job}"
+    client.wait(lambda: catching(job, 0, signal.SIGUSR1) == 1)
+    time.sleep(6)  # by now it has imported torch, and waits
+    assert catching(job, 0, signal.SIGUSR1) == 1
+    client("scancel", "--signal=USR1", job)
+    client.release(job, 1)
+    client.wait(lambda: folder.exists() and status(folder)["state"] == "finished")
+    assert (tmp_path / "job.log").read_text().count(f"Slurm job {job} goes back into the queue") == 1
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3 * 20
+
+
+def test_slurm_s_own_signal_before_the_time_limit(client: Client, tmp_path: Path) -> None:
+    words = ["--ntasks-per-node=1", *CPU, "--time=1", "--signal=USR1@40", "scripts/slurm.sbatch"]
+    job = client.sbatch(*words, *SHORT, "trainer.max_epochs=10000")
+    folder = tmp_path / f"runs/mnist_linear/slurm-{job}"
+    client.wait(lambda: re.search(r"Restarts=1 ", client("scontrol", "-o", "show", "job", job)))
+    client("scancel", job)
+    report = status(folder)
+    assert (report["state"], report["reason"], report["exit_code"]) == ("preempted", "stopped by SIGUSR1", 138)
+    assert f"Slurm job {job} goes back into the queue" in (tmp_path / "job.log").read_text()
+
+
 def test_a_job_that_somebody_cancels_stays_away(client: Client, tmp_path: Path) -> None:
     job = client.sbatch("--ntasks-per-node=1", *CPU, "scripts/slurm.sbatch", *SHORT, "trainer.max_epochs=10000")
     folder = tmp_path / f"runs/mnist_linear/slurm-{job}"

@@ -228,6 +228,22 @@ def test_precision_and_clipping(override: str, train: Train) -> None:
     assert train("model=mlp", "trainer.max_epochs=2", override)["test/acc"] > 0.85
 
 
+def test_deterministic(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def step(self: Any, batch: Any) -> torch.Tensor:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return self.step(batch, "train")
+
+    monkeypatch.setattr("src.modules.base.BaseModule.training_step", step)
+    try:
+        train("trainer.deterministic=true", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    train("trainer.max_epochs=1", "trainer.limit_train_batches=1")
+    assert seen == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -13,6 +13,9 @@ from src.config import Composed, ConfigError, compose_run
 from src.config.resume import TRIAL
 from src.config.slurm import SlurmError, ask, describe
 
+READY = 'trap "" USR1; exec "$@"'
+"""What a task runs first: a signal that comes before Python catches it would end the task, and the job with it."""
+
 QUEUE_SECONDS = 5.0
 """How long an answer of squeue is good for."""
 
@@ -68,7 +71,7 @@ def job_script(overrides: Sequence[str], folder: Path, cluster: Mapping[str, Any
     }
     lines = [f"#SBATCH --{name}={shlex.quote(str(value))}" for name, value in options.items() if value is not None]
     cores = f" --cpus-per-task={cluster['cpus_per_task']}" if cluster["cpus_per_task"] else ""  # srun forgets it
-    command = shlex.join([sys.executable, "-m", "src.train", *overrides])
+    command = shlex.join(["bash", "-c", READY, "task", sys.executable, "-m", "src.train", *overrides])
     lines += ["#SBATCH --requeue", f"export {TRIAL}={folder.name}", f"srun --kill-on-bad-exit=1{cores} {command}"]
     return "\n".join(["#!/bin/bash", *lines, ""])
 
