@@ -23,7 +23,8 @@ SCRIPT = """#!/bin/bash
 #SBATCH --requeue
 export RESEARCH_TEMPLATE_TRIAL=003
 srun --kill-on-bad-exit=1 --cpus-per-task=8 \
-bash -c 'trap "" USR1; exec "$@"' task PYTHON -m src.train trainer=ddp trainer.devices=4 trainer.num_nodes=2 'tags=[a b]'
+bash -c 'trap "" USR1; exec "$@"' task \
+PYTHON -m src.train trainer=ddp trainer.devices=4 trainer.num_nodes=2 'tags=[a b]'
 """
 
 
