@@ -39,7 +39,7 @@ def run_entry(main: Callable[[list[str]], object], usage: Usage | None = TRAIN) 
 
     Without a usage `main` gets the words as they are, and reads flags of its own.
     """
-    spec = sys.modules["__main__"].__spec__
+    spec, code = sys.modules["__main__"].__spec__, 0
     try:
         words = sys.argv[1:]
         main(words if usage is None else parse_command_line(words, spec.name if spec else "src.train", usage))
@@ -47,7 +47,26 @@ def run_entry(main: Callable[[list[str]], object], usage: Usage | None = TRAIN) 
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exception(error)
         print(message(error), file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    except SystemExit as stop:
+        if not isinstance(stop.code, int):
+            raise
+        code = stop.code
+    leave(code)
+
+
+def leave(code: int) -> None:
+    """Ends the process with this exit code, unless it is 0; one of several always, and without unwinding.
+
+    Threads of gloo outlive their process group; they were seen to abort a process that had done all its work (SIGABRT).
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
 
 
 def message(error: ConfigError) -> str:

@@ -109,7 +109,8 @@ class CGCNN(nn.Module):
         hidden_channels: F.
         num_layers: Convolutions.
         head_sizes: Widths of the hidden layers of the head.
-        pool: ``mean`` for intensive targets (per atom), ``sum`` for extensive ones.
+        pool: ``mean`` for intensive targets (per atom); ``sum`` for those that grow with the crystal, though not in
+            proportion, since the head follows.
         dropout: Before the head's second layer.
         factored: Atoms are projected before they are gathered: the same function, faster.
         step: Å.

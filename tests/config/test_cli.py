@@ -9,6 +9,7 @@ import yaml
 
 from src.config import ConfigError
 from src.config.cli import message, parse_command_line, run_entry
+from tests.conftest import ROOT
 
 
 def printed(capsys, *argv: str) -> str:
@@ -138,3 +139,26 @@ def test_from_any_folder(tmp_path):
     done = subprocess.run(command, env={"PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: optimizer.lrr: there is no such key; did you mean optimizer.lr?\n"
+
+
+@pytest.mark.parametrize(("code", "group"), [(0, True), (3, True), (3, False)])
+def test_one_of_several_processes_ends_without_unwinding(code: int, group: bool) -> None:
+    """What lives on in its threads could abort it then."""
+    script = f"""
+import atexit, sys
+import torch.distributed as distributed
+from src.config.cli import run_entry
+
+def main(words):
+    if {group}:
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    atexit.register(print, "unwound")
+    print("done", words, end="")
+    if {code}:
+        sys.exit({code})
+
+run_entry(main, None)
+"""
+    done = subprocess.run([sys.executable, "-c", script, "word"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout == "done ['word']" + ("" if group else "unwound\n")
