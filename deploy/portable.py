@@ -8,7 +8,10 @@ probabilities or the values, apart by tabs. A wrong input ends with a message an
 """
 
 import argparse
+import os
+import stat
 import sys
+import tokenize
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 Arrays = dict[str, NDArray[Any]]
 DTYPES = {"image": "uint8", "distance": "float32", "z": "int64", "edge_index": "int64", "num_nodes": "int64"}
 MAX_Z = 100
+ORIENTATION = 0x0112  # EXIF tag
 
 
 class PortableError(ValueError):
@@ -41,15 +45,32 @@ class Portable:
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - raises nothing, whatever the path
             raise PortableError(f"{path}: there is no such file")
-        opened = open_onnx(path) if path.suffix == ".onnx" else open_pt2(path)
+        try:
+            opened = open_onnx(path) if path.suffix == ".onnx" else open_pt2(path)
+        except (OSError, ValueError, KeyError) as error:  # what their readers raise of bytes that are something else
+            raise PortableError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
         self.card: Mapping[str, str] = opened[0]
         self.compute: Callable[[Arrays], Sequence[NDArray[Any]]] = opened[1]
         if lacking := {"inputs", "outputs", "task", "layout"} - self.card.keys():
             raise PortableError(f"{path}: has no card (no {', '.join(sorted(lacking))}): not written by src.export")
-        shapes = (line.split(" ") for line in self.entries("inputs"))
-        self.inputs = {name: [int(n) if n.isdigit() else n for n in shape.split(",")] for name, shape in shapes}
+        shapes = (line.partition(" ") for line in self.entries("inputs"))
+        self.inputs = {name: [int(n) if n.isdigit() else n for n in shape.split(",")] for name, _, shape in shapes}
+        self.check_card(path)
+
+    def check_card(self, path: Path) -> None:
+        """Raises PortableError if the card is none that src.export writes."""
+        is_regression, layout = self.card["task"] == "regression", self.card["layout"]
+        fits = list(self.inputs) == (["image"] if layout else ["z", "edge_index", "distance", "num_nodes"])
+        fits &= self.entries("outputs") == (["prediction"] if is_regression else ["probabilities", "logits"])
+        fits &= bool(self.entries("target_names" if is_regression else "class_names"))
+        if fits and layout:
+            _, *shape = self.inputs["image"]
+            fits = len(shape) == 3 and all(isinstance(size, int) for size in shape) and layout in ("chw", "hwc")
+            fits = fits and shape[0 if layout == "chw" else 2] in (1, 3)
+        if not fits:
+            raise PortableError(f"{path}: its card is damaged, or of a model that this program does not know")
 
     def entries(self, key: str) -> list[str]:
         """A list of the card: ``class_names``, ``target_names``, ``target_units``, ``inputs``, ``outputs``."""
@@ -68,7 +89,11 @@ class Portable:
         """
         self.check(arrays)
         found = self.compute({name: np.ascontiguousarray(arrays[name]) for name in self.inputs})
-        return dict(zip(self.entries("outputs"), found, strict=True))
+        width = len(self.entries("target_names") or self.entries("class_names"))
+        names = self.entries("outputs")
+        if len(found) != len(names) or any(values.ndim != 2 or values.shape[1] != width for values in found):
+            raise PortableError("the card does not fit the program: it was changed after the export")
+        return dict(zip(names, found, strict=True))
 
     def check(self, arrays: Arrays) -> None:
         """Raises PortableError for what the program would compute nonsense of, or fail on."""
@@ -100,8 +125,10 @@ class Portable:
     def check_crystals(self, arrays: Arrays) -> None:
         """Raises PortableError where atoms, edges and crystals do not belong together."""
         z, edges, distance, nodes = (arrays[name] for name in ("z", "edge_index", "distance", "num_nodes"))
-        if nodes.min() < 1 or nodes.sum() != len(z):
-            raise PortableError(f"num_nodes: the crystals have {nodes.sum()} atoms, z has {len(z)}; each needs one")
+        # Not the sum alone, which wraps round for numbers that are large enough.
+        if len(nodes) > len(z) or nodes.min() < 1 or nodes.max() > len(z) or nodes.sum() != len(z):
+            message = f"each crystal has an atom at least, and together they have those of z, {len(z)}"
+            raise PortableError(f"num_nodes: {message}")
         if z.min() < 1 or z.max() > MAX_Z:
             raise PortableError(f"z: atomic numbers go from 1 to {MAX_Z}, there is {z.min()} and {z.max()}")
         crystal = np.repeat(np.arange(len(nodes)), nodes)
@@ -119,16 +146,14 @@ class Portable:
             PortableError: It cannot be read.
         """
         path = Path(path)
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - raises nothing, whatever the path
             return {name: read_array(path / f"{name}.npy") for name in self.inputs}
         if list(self.inputs) != ["image"]:
             raise PortableError(f"{path}: the model takes a folder with {', '.join(f'{n}.npy' for n in self.inputs)}")
         if path.suffix == ".npy":
             array = read_array(path)
             return {"image": array[None] if array.ndim == 3 else array}
-        if not path.is_file():
-            raise PortableError(f"{path}: cannot be read: there is no such file")
-        with open(path, "rb") as file:
+        with opened(path) as file:
             return self.picture(file, f"{path}: ")
 
     def picture(self, file: BinaryIO, where: str = "") -> Arrays:
@@ -214,44 +239,69 @@ def open_pt2(path: Path) -> tuple[Mapping[str, str], Callable[[Arrays], Sequence
     return card, compute
 
 
+def opened(path: Path) -> BinaryIO:
+    """Opens a file; not a pipe, which would wait for its other end.
+
+    Raises:
+        PortableError: It cannot be opened.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise PortableError(f"{path}: cannot be read: is no file")
+        return open(path, "rb")
+    except OSError as error:
+        raise PortableError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def read_array(path: Path) -> NDArray[Any]:
     """Reads a .npy file.
 
     Raises:
         PortableError: It is none.
     """
-    try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-        return array
-    except OSError as error:
-        raise PortableError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:
-        raise PortableError(f"{path}: is no .npy file: {error}") from error
+    with opened(path) as file:
+        try:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        except (ValueError, EOFError, OverflowError, MemoryError, SyntaxError, tokenize.TokenError) as error:
+            raise PortableError(f"{path}: is no .npy file: {str(error).splitlines()[0]}") from error
+    return np.asarray(array)
 
 
 def read_picture(file: BinaryIO, channels: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Reads a picture as uint8 [height, width, channels].
+    """Reads a PNG or JPEG picture as uint8 [height, width, channels].
 
     Raises:
-        PortableError: It is none, of another size, transparent, or of 16 bits.
+        PortableError: It is none, of another size, transparent, turned by EXIF data, or of 16 bits.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
             if image.size != size:
                 raise PortableError(f"is {image.width} x {image.height}, the model takes {size[0]} x {size[1]}")
             if image.has_transparency_data:
                 raise PortableError("is transparent; lay it on a background first")
+            if image.mode[0] in "IF" or any("16" in str(tile) for tile in image.tile):
+                raise PortableError("has more than 8 bits a channel; convert it to RGB first")
             if image.mode not in ("1", "L", "P", "RGB"):
-                what = "has more than 8 bits a channel" if image.mode[0] in "IF" else f"is {image.mode}"
-                raise PortableError(f"{what}; convert it to RGB first")
+                raise PortableError(f"is {image.mode}; convert it to RGB first")
+            if 1 < image.getexif().get(ORIENTATION, 1) < 9:
+                raise PortableError("is to be turned, by its EXIF data; turn its pixels first")
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    except PortableError:
+        raise
     except UnidentifiedImageError as error:
-        raise PortableError("is no picture") from error
-    except (OSError, SyntaxError) as error:  # what Pillow raises of broken files
-        raise PortableError(f"is damaged: {error}") from error
+        raise PortableError("is neither PNG nor JPEG") from error
+    except (OSError, SyntaxError, ValueError, AssertionError, Image.DecompressionBombError) as error:
+        raise PortableError(f"is damaged: {error}") from error  # what Pillow raises of broken files
     return pixels.reshape(size[1], size[0], channels)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -259,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("inputs", nargs="+")
-    parser.add_argument("--top", type=int, default=3, help="classes to print")
+    parser.add_argument("--top", type=positive, default=3, help="classes to print")
     parser.add_argument("--save", help="a file for all outputs, one after the other")
     options = parser.parse_args(arguments)
     try:
@@ -275,6 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             np.savez(options.save, **{n: np.concatenate([part[n] for part in everything]) for n in everything[0]})
     except PortableError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # of the file to save
+        print(f"error: {options.save}: cannot be written: {error.strerror}", file=sys.stderr)
         return 2
     return 0
 

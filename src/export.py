@@ -1,5 +1,7 @@
 """A model for other programs: ``python -m src.export ckpt=last|RUN_DIR|FILE format=onnx|pt2|aoti [output=FILE]``."""
 
+import signal
+import sys
 from pathlib import Path
 
 from src.config import ConfigError, take_arguments
@@ -40,4 +42,5 @@ def main(arguments: list[str]) -> Path:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # unwinds: nothing is left behind
     run_entry(main, USAGE)

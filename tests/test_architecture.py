@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "modules": {"modules", "config"},
     "tracking": {"tracking", "config"},
     "search": {"search", "config", "tracking.files"},
-    "portable": {"portable", "config", "engine", "modules.base"},
+    "portable": {"portable", "config", "engine", "tracking", "modules.base"},
     # Only the bases: which module and which data set a run has is the config's choice.
     "engine": {"engine", "config", "tracking", "modules.base", "modules.metrics", "modules.optimization", "data.base"},
 }

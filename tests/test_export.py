@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -171,16 +172,17 @@ def test_channels_can_come_last(trained: Callable[[str], Path], tmp_path: Path) 
         portable.Portable(output)(image=pixels["image"])
 
 
+@pytest.mark.parametrize("count", [1, 3])
 def test_samples_can_be_given(
-    trained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    count: int, trained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = trained("linear")
-    for number in range(3):
+    for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 256, (28, 28), np.uint8)
         (tmp_path / "in").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / f"in/{number}.png")
     main([f"ckpt={run}", "format=onnx", f"output={tmp_path}/a=(1).onnx", f"inputs={tmp_path}/in"])
-    assert "largest difference from PyTorch, 3 samples: " in capsys.readouterr().out
+    assert f"largest difference from PyTorch, {max(count, 2)} samples: " in capsys.readouterr().out
     assert (tmp_path / "a=(1).onnx").is_file()
 
 
@@ -237,6 +239,37 @@ def test_missing_data_can_be_replaced(refused: Callable[..., str], tmp_path: Pat
 
     said = refused(change=elsewhere)
     assert str(tmp_path / "gone") in said and said.endswith("or give some samples to compare on: inputs=PATH")
+
+
+def test_samples_that_cannot_be_used(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / "in/a.png")
+    (tmp_path / "in/b.png").write_text("junk")
+    assert refused(f"inputs={tmp_path}/in") == "b.png: is no image of a known format"
+
+
+def test_where_nothing_can_be_written(refused: Callable[..., str]) -> None:
+    assert refused("output=/proc/model.onnx").startswith("output=/proc/model.onnx: ")
+    assert refused(f"output={'a' * 300}.onnx").endswith(".onnx: File name too long")
+
+
+def test_sigterm_leaves_nothing(trained: Callable[[str], Path], tmp_path: Path) -> None:
+    words = ["-m", "src.export", f"ckpt={trained('linear')}", "format=onnx", f"output={tmp_path}/m.onnx"]
+    with subprocess.Popen([sys.executable, *words], cwd=ROOT) as process:
+        while not list(tmp_path.glob(".export-*")):
+            time.sleep(0.01)
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(60) == 143
+    assert not list(tmp_path.glob("*export*")) and not (tmp_path / "m.onnx").exists()
+
+
+def test_the_score_is_that_of_the_checkpoint(trained: Callable[[str], Path]) -> None:
+    run = trained("linear")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = [row["val/acc"] for row in rows if "val/acc" in row]
+    for name, score in (("best", max(scores)), ("last", scores[-1])):
+        assert load(run / f"checkpoints/{name}.ckpt").card["score"] == pytest.approx(score)
 
 
 def test_no_compiler(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -339,8 +372,10 @@ CRYSTAL: dict[str, NDArray[Any]] = {
     "num_nodes": np.array([2, 1]),
 }  # fmt: skip
 BAD_CRYSTALS: list[tuple[str, NDArray[Any], str]] = [
-    ("num_nodes", np.array([2, 2]), "num_nodes: the crystals have 4 atoms, z has 3; each needs one"),
-    ("num_nodes", np.array([3, 0]), "num_nodes: the crystals have 3 atoms, z has 3; each needs one"),
+    *(
+        ("num_nodes", np.array(nodes), "num_nodes: each crystal has an atom at least, and together they have those of")
+        for nodes in ([2, 2], [3, 0], [5, 2**63 - 1, 2**63 - 1], [2**61] * 8 + [3])
+    ),
     ("z", np.array([1, 0, 3]), "z: atomic numbers go from 1 to 100, there is 0 and 3"),
     ("z", np.array([1, 2, 101]), "z: atomic numbers go from 1 to 100, there is 1 and 101"),
     ("edge_index", np.array([[0, 3], [1, 0]]), "edge_index: atoms are 0 to 2"),
@@ -368,6 +403,46 @@ def test_a_file_without_a_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         runner({"task": "regression", "outputs": "x"}, monkeypatch, tmp_path)
 
 
+HEADERS = {
+    f"header-{number}.npy": f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({shape}), }}"
+    for number, shape in enumerate(
+        [
+            "0, 9223372036854775807, 9223372036854775807",
+            "2 9, 1",
+            "9" * 30,
+            "-1, 3",
+            "2000000000, 1, 28, 28",
+            "1," * 3000,
+        ]
+    )
+} | {
+    "open.npy": "{'descr': '|u1', 'fortran_order': False, 'shape': (1,)",
+    "long.npy": f"{{'descr': '{'a' * 60000}', 'fortran_order': False, 'shape': (1,)}}",
+    "empty.npy": "",
+}
+"""Headers that promise what is not there, or nothing that can be."""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": "image"}, {"inputs": "image samples,1,2"}, {"inputs": "image samples,1,two,3"}, {"layout": "wh"},
+        {"inputs": "image samples,2,2,3"}, {"inputs": "picture samples,1,2,3"}, {"outputs": "logits"},
+        {"task": "regression"}, {"class_names": ""}, {"layout": ""},
+    ],
+)  # fmt: skip
+def test_a_damaged_card(change: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(portable.PortableError, match=r"its card is damaged"):
+        runner(IMAGES | change, monkeypatch, tmp_path)
+
+
+def test_outputs_of_another_width(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = runner(IMAGES | {"class_names": "a\nb\nc"}, monkeypatch, tmp_path)
+    model.compute = lambda arrays: [np.zeros((1, 2))] * 2
+    with pytest.raises(portable.PortableError, match="the card does not fit the program"):
+        model(image=np.zeros((1, 1, 2, 3), np.uint8))
+
+
 def bad_pictures(folder: Path, size: tuple[int, int], layout: str = "chw") -> dict[str, str]:
     """Writes pictures that no model takes; what is said of each begins with these words."""
     random = np.random.default_rng(0)
@@ -384,6 +459,17 @@ def bad_pictures(folder: Path, size: tuple[int, int], layout: str = "chw") -> di
     image.convert("CMYK").save(folder / "cmyk.jpg")
     (folder / "text.png").write_text("hello")
     (folder / "empty.jpg").touch()
+    for name in ("turned.jpg", "turned.png"):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(folder / name, exif=exif)
+    Image.fromarray(np.zeros((3000, 3000), np.uint8)).resize((30000, 6000)).save(folder / "bomb.png")
+    os.mkfifo(folder / "pipe.npy")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    for name, header in HEADERS.items():
+        text = header.encode().ljust(118)
+        (folder / name).write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
     np.save(folder / "object.npy", np.array([{}]), allow_pickle=True)
     np.save(folder / "float.npy", pixels[None].astype(np.float32))
     wrong = pixels if layout == "chw" else pixels.transpose(2, 0, 1).copy()
@@ -397,6 +483,9 @@ def bad_pictures(folder: Path, size: tuple[int, int], layout: str = "chw") -> di
         "deep.png": "has more than 8 bits a channel; convert it to RGB first",
         "cmyk.jpg": "is CMYK; convert it to RGB first", "text.png": "is n", "empty.jpg": "is n",
         "gone.png": "cannot be read",
+        **dict.fromkeys(("turned.jpg", "turned.png"), "is to be turned, by its EXIF data; turn its pixels first"),
+        **dict.fromkeys(("pipe.npy", "pipe.png", "loop.png"), "cannot be read"),
+        **dict.fromkeys(HEADERS, ""), "bomb.png": "",
         "object.npy": "", "float.npy": "image: has the type float32, the model takes uint8",
         "order.npy": f"image: has the shape {[1, *wrong.shape]}, the model takes [samples, ", "cut.npy": "",
     }  # fmt: skip
@@ -486,8 +575,7 @@ def check_pictures(
     loaded = load(run)
     channels, *size = loaded.card["input_shape"]
     pixels = np.random.default_rng(3).integers(0, 256, (*size, 3), np.uint8)
-    kinds = {"rgb.png": "RGB", "grey.png": "L", "bits.png": "1", "rgb.jpg": "RGB", "grey.jpg": "L"}
-    kinds |= {"palette.png": "P"} if channels == 3 else {}  # Pillow turns palettes to grey with another rounding
+    kinds = {"rgb.png": "RGB", "grey.png": "L", "bits.png": "1", "rgb.jpg": "RGB", "grey.jpg": "L", "palette.png": "P"}
     largest = {".png": 0.0, ".jpg": 0.0}
     for name, mode in kinds.items():
         Image.fromarray(pixels).convert(mode).save(folder / name)

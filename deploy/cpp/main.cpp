@@ -73,6 +73,10 @@ int main(int count, char** words) {
   } catch (const InputError& error) {
     std::cerr << "error: " << error.what() << "\n";
     return 2;
+  } catch (const std::exception& error) {  // of torch, whose messages go on with where it happened
+    const std::string text = error.what();
+    std::cerr << "error: the model failed: " << text.substr(0, text.find('\n')) << "\n";
+    return 1;
   }
   return 0;
 }

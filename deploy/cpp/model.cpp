@@ -57,7 +57,8 @@ std::string format(const char* pattern, double value) {
 }  // namespace
 
 Model::Model(const std::filesystem::path& path) {
-  if (!std::filesystem::is_regular_file(path)) throw InputError(path.string() + ": there is no such file");
+  std::error_code nothing;
+  if (!std::filesystem::is_regular_file(path, nothing)) throw InputError(path.string() + ": there is no such file");
   if (path.extension() != ".pt2") throw InputError(path.string() + ": the name of a package ends in .pt2");
   try {
     loader_ = std::make_unique<torch::inductor::AOTIModelPackageLoader>(path.string());
@@ -69,8 +70,27 @@ Model::Model(const std::filesystem::path& path) {
     if (!card_.count(key)) throw InputError(path.string() + ": has no card (no " + key + "): not written by src.export");
   for (const auto& line : entries("inputs")) {
     const auto space = line.find(' ');
-    inputs_.push_back({line.substr(0, space), split(line.substr(space + 1), ',')});
+    inputs_.push_back({line.substr(0, space), split(line.substr(std::min(space, line.size() - 1) + 1), ',')});
   }
+  check_card(path.string());
+}
+
+void Model::check_card(const std::string& path) const {
+  std::vector<std::string> names;
+  for (const auto& input : inputs_) names.push_back(input.name);
+  const bool is_regression = card_.at("task") == "regression";
+  const auto& layout = card_.at("layout");
+  bool fits = join(names) == (layout.empty() ? "z, edge_index, distance, num_nodes" : "image");
+  fits = fits && join(entries("outputs")) == (is_regression ? "prediction" : "probabilities, logits");
+  fits = fits && !entries(is_regression ? "target_names" : "class_names").empty();
+  if (fits && !layout.empty()) {
+    const auto& shape = inputs_[0].shape;
+    fits = shape.size() == 4 && (layout == "chw" || layout == "hwc");
+    for (std::size_t axis = 1; fits && axis < 4; ++axis)
+      fits = is_number(shape[axis]) && shape[axis].size() < 6 && shape[axis] != "0";
+    fits = fits && (shape[layout == "chw" ? 1 : 3] == "1" || shape[layout == "chw" ? 1 : 3] == "3");
+  }
+  if (!fits) throw InputError(path + ": its card is damaged, or of a model that this program does not know");
 }
 
 std::vector<std::string> Model::entries(const std::string& key) const {
@@ -80,7 +100,8 @@ std::vector<std::string> Model::entries(const std::string& key) const {
 
 std::vector<at::Tensor> Model::read(const std::filesystem::path& path) const {
   std::vector<at::Tensor> arrays;
-  if (std::filesystem::is_directory(path)) {
+  std::error_code nothing;
+  if (std::filesystem::is_directory(path, nothing)) {
     for (const auto& input : inputs_) arrays.push_back(read_array(path / (input.name + ".npy")));
     return arrays;
   }
@@ -130,10 +151,12 @@ void Model::check(const std::vector<at::Tensor>& inputs) const {
 
 void Model::check_crystals(const std::vector<at::Tensor>& inputs) const {
   const at::Tensor &z = inputs[0], &edges = inputs[1], &distance = inputs[2], &nodes = inputs[3];
-  const auto atoms = nodes.sum().item<std::int64_t>();
-  if (nodes.min().item<std::int64_t>() < 1 || atoms != z.size(0))
-    throw InputError("num_nodes: the crystals have " + std::to_string(atoms) + " atoms, z has " +
-                     std::to_string(z.size(0)) + "; each needs one");
+  // Not the sum alone, which wraps round for numbers that are large enough.
+  const bool is_possible = nodes.size(0) <= z.size(0) && nodes.min().item<std::int64_t>() > 0 &&
+                           nodes.max().item<std::int64_t>() <= z.size(0);
+  if (!is_possible || nodes.sum().item<std::int64_t>() != z.size(0))
+    throw InputError("num_nodes: each crystal has an atom at least, and together they have those of z, " +
+                     std::to_string(z.size(0)));
   const auto lowest = z.min().item<std::int64_t>(), highest = z.max().item<std::int64_t>();
   if (lowest < 1 || highest > MAX_Z)
     throw InputError("z: atomic numbers go from 1 to " + std::to_string(MAX_Z) + ", there is " + std::to_string(lowest) +
@@ -154,7 +177,12 @@ std::map<std::string, at::Tensor> Model::operator()(const std::vector<at::Tensor
   const auto found = loader_->run(contiguous);
   std::map<std::string, at::Tensor> outputs;
   const auto names = entries("outputs");
-  for (std::size_t number = 0; number < names.size(); ++number) outputs[names[number]] = found.at(number).contiguous();
+  const auto width = static_cast<std::int64_t>(entries(names.size() == 1 ? "target_names" : "class_names").size());
+  for (std::size_t number = 0; number < names.size(); ++number) {
+    if (found.size() != names.size() || found[number].dim() != 2 || found[number].size(1) != width)
+      throw InputError("the card does not fit the program: it was changed after the export");
+    outputs[names[number]] = found[number].contiguous();
+  }
   return outputs;
 }
 

@@ -34,6 +34,7 @@ class Model {
   };
 
   std::vector<std::string> entries(const std::string& key) const;
+  void check_card(const std::string& path) const;
   void check(const std::vector<at::Tensor>& inputs) const;
   void check_crystals(const std::vector<at::Tensor>& inputs) const;
 

@@ -2,12 +2,15 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <csetjmp>
 #include <cstdio>
+#include <cstring>
 #include <memory>
 #include <vector>
 
 #include <jpeglib.h>  // after <cstdio>, whose FILE it takes for granted
+#include <jerror.h>
 #include <png.h>
 
 #include "error.h"
@@ -29,6 +32,25 @@ struct Wanted {
                        ", the model takes " + std::to_string(width) + " x " + std::to_string(height));
   }
 };
+
+constexpr const char* TURNED = "is to be turned, by its EXIF data; turn its pixels first";
+
+// Whether EXIF data (TIFF) have an orientation other than upright.
+bool is_turned(const unsigned char* data, std::size_t size) {
+  const bool is_little = size > 1 && data[0] == 'I';
+  const auto number = [&](std::size_t at, int bytes) -> std::uint32_t {
+    std::uint32_t value = 0;
+    for (int byte = 0; byte < bytes; ++byte)
+      value |= std::uint32_t{data[at + byte]} << 8 * (is_little ? byte : bytes - 1 - byte);
+    return value;
+  };
+  const std::size_t directory = size >= 8 ? number(4, 4) : size;
+  if (directory + 2 > size) return false;
+  const std::size_t count = number(directory, 2);
+  for (std::size_t entry = directory + 2; entry + 12 <= std::min(size, directory + 2 + 12 * count); entry += 12)
+    if (number(entry, 2) == 0x0112) return number(entry + 8, 2) > 1 && number(entry + 8, 2) < 9;
+  return false;
+}
 
 // Both libraries report errors by a jump, across which nothing may live that has a destructor: each function below
 // gets its memory from outside, and says in `fault` what went wrong.
@@ -57,6 +79,9 @@ void read_png(std::FILE* file, const Wanted& wanted, std::vector<unsigned char>&
     fault = "is transparent; lay it on a background first";
   else if (png_get_bit_depth(png, info) > 8)
     fault = "has more than 8 bits a channel; convert it to RGB first";
+  png_uint_32 length = 0;
+  png_bytep exif = nullptr;
+  if (png_get_eXIf_1(png, info, &length, &exif) && is_turned(exif, length)) fault = TURNED;
   if (!fault.empty()) {
     png_destroy_read_struct(&png, &info, nullptr);
     return;
@@ -90,7 +115,9 @@ void read_jpeg(std::FILE* file, const Wanted& wanted, std::vector<unsigned char>
   JpegErrors errors;
   reader.err = jpeg_std_error(&errors.manager);
   errors.manager.error_exit = fail_jpeg;
-  errors.manager.output_message = [](j_common_ptr) {};
+  errors.manager.emit_message = [](j_common_ptr source, int level) {
+    if (level < 0 && source->err->msg_code == JWRN_JPEG_EOF) fail_jpeg(source);  // other warnings are of sound pictures
+  };
   errors.fault = &fault;
   if (setjmp(errors.jump)) {
     jpeg_destroy_decompress(&reader);
@@ -98,6 +125,7 @@ void read_jpeg(std::FILE* file, const Wanted& wanted, std::vector<unsigned char>
   }
   jpeg_create_decompress(&reader);
   jpeg_stdio_src(&reader, file);
+  jpeg_save_markers(&reader, JPEG_APP0 + 1, 0xffff);
   jpeg_read_header(&reader, TRUE);
   if (reader.image_height != static_cast<unsigned>(wanted.height) ||
       reader.image_width != static_cast<unsigned>(wanted.width)) {
@@ -110,6 +138,14 @@ void read_jpeg(std::FILE* file, const Wanted& wanted, std::vector<unsigned char>
     jpeg_destroy_decompress(&reader);
     return;
   }
+  for (auto* marker = reader.marker_list; marker; marker = marker->next)
+    if (marker->data_length > 6 && std::memcmp(marker->data, "Exif\0\0", 6) == 0 &&
+        is_turned(marker->data + 6, marker->data_length - 6))
+      fault = TURNED;
+  if (!fault.empty()) {
+    jpeg_destroy_decompress(&reader);
+    return;
+  }
   reader.out_color_space = JCS_RGB;
   jpeg_start_decompress(&reader);
   while (reader.output_scanline < reader.output_height) {
@@ -117,7 +153,6 @@ void read_jpeg(std::FILE* file, const Wanted& wanted, std::vector<unsigned char>
     jpeg_read_scanlines(&reader, &row, 1);
   }
   jpeg_finish_decompress(&reader);
-  if (errors.manager.num_warnings) fault = "is cut short or damaged";
   jpeg_destroy_decompress(&reader);
 }
 
@@ -125,7 +160,8 @@ void read_jpeg(std::FILE* file, const Wanted& wanted, std::vector<unsigned char>
 
 at::Tensor read_picture(const std::filesystem::path& path, int channels, int height, int width) {
   const Wanted wanted{path.string(), height, width};
-  const File file(std::filesystem::is_regular_file(path) ? std::fopen(path.c_str(), "rb") : nullptr);
+  std::error_code nothing;
+  const File file(std::filesystem::is_regular_file(path, nothing) ? std::fopen(path.c_str(), "rb") : nullptr);
   if (!file) throw InputError(wanted.path + ": cannot be read");
   unsigned char start[8] = {};
   const auto read = std::fread(start, 1, sizeof(start), file.get());

@@ -48,13 +48,14 @@ class PictureSplit(Dataset[Batch]):
         """Decodes a batch, in threads: the decoders let go of Python's lock."""
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             read = zip(index.tolist(), threads.map(self._read, index.tolist()), strict=True)
-            pictures = {position: pixels for position, pixels in read if pixels is not None}
+            pictures = [(position, pixels) for position, pixels in read if pixels is not None]
         channels, *size = self.facts["input_shape"]
-        x_BHWC = np.array(list(pictures.values()), np.uint8).reshape(-1, *size, channels)
+        x_BHWC = np.array([pixels for _, pixels in pictures], np.uint8).reshape(-1, *size, channels)
         x_BCHW = torch.from_numpy(x_BHWC).permute(0, 3, 1, 2)
         if "store_size" not in self.facts:  # only stored images are channels last, and convolutions round differently
             x_BCHW = x_BCHW.contiguous()
-        return Batch(x_BCHW, torch.zeros(len(pictures)), torch.tensor(list(pictures), dtype=torch.int64))
+        positions = torch.tensor([position for position, _ in pictures], dtype=torch.int64)
+        return Batch(x_BCHW, torch.zeros(len(pictures)), positions)
 
     def _read(self, position: int) -> NDArray[np.uint8] | None:
         channels, _, side = self.facts["input_shape"]

@@ -75,7 +75,11 @@ def check_output(output: Path) -> None:
     Raises:
         ConfigError: It cannot.
     """
-    if output.exists() and not output.is_file():
+    try:
+        there = output.exists()
+    except OSError as error:
+        raise ConfigError(f"output={output}: {error.strerror}") from error
+    if there and not output.is_file():
         raise ConfigError(f"output={output}: is a folder or a device, not a file")
     if not os.access(folder := output.absolute().parent, os.W_OK | os.X_OK):
         raise ConfigError(f"output={output}: {folder} {'cannot be written' if folder.is_dir() else 'is no folder'}")

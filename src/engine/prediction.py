@@ -23,6 +23,7 @@ from src.engine.preemption import global_rank
 from src.engine.resume import gather
 from src.engine.sharding import with_strategy
 from src.modules.base import BaseModule
+from src.tracking.dashboard import score_of
 
 PUBLISHED_NET = "src.nets.cgcnn.CGCNN"
 
@@ -181,8 +182,7 @@ def load(path: str | Path) -> BaseModule:
     checkpoint = read_checkpoint(file)
     config, facts = checkpoint["config"], checkpoint["hyper_parameters"]["facts"]
     module = restore_module(checkpoint, file)
-    best = checkpoint["callbacks"]["best"]["best_model_score"]
-    module.card = {**facts, **config["monitor"], "score": None if best is None else float(best), "config": config}
+    module.card = {**facts, **config["monitor"], "score": score_of(checkpoint), "config": config}
     module.prepare = partial(prepare, data_of(config, facts))
     return module
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from src.engine.prediction import data_of
 from src.modules.base import BaseModule
 from src.portable.formats import FORMATS, require_compiler, silence
 from src.portable.programs import Interface, Layout, interface_of, trace
+from src.tracking.dashboard import score_of
 
 RUNNER = Path(__file__).resolve().parents[2] / "deploy/portable.py"
 SAMPLES = 64
@@ -61,12 +64,12 @@ def export(path: Path, kind: str, output: Path | None, inputs: Path | None, layo
     interface = interface_of(facts, layout)
     module = restore_module(checkpoint, path)
     samples = references(checkpoint, facts, interface, module, inputs)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=output.absolute().parent) as name:
-        file = Path(name, output.name)
+    with workshop(output) as folder:
+        file = folder / output.name
         with silence():
             program = trace(module, facts, interface, samples[0].arrays)
             write(program, interface, metadata(checkpoint, interface), file)
-        differences = compare(file, Path(name), samples)
+        differences = compare(file, folder, samples)
         line = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
         if not all(difference <= TOLERANCE for difference in differences.values()):  # nor if one is NaN
             raise ConfigError(f"format={kind}: differs from PyTorch: {line}; at most {TOLERANCE} is right: not written")
@@ -74,6 +77,20 @@ def export(path: Path, kind: str, output: Path | None, inputs: Path | None, layo
     print(f"largest difference from PyTorch, {len(samples[0].outputs[interface.outputs[0]])} samples: {line}")
     print(f"written: {output} ({output.stat().st_size / 1e3:,.0f} kB)", flush=True)
     return output
+
+
+@contextmanager
+def workshop(output: Path) -> Iterator[Path]:
+    """A folder beside the file to come, for the time of the block.
+
+    Raises:
+        ConfigError: Nothing can be written there.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=output.absolute().parent) as name:
+            yield Path(name)
+    except OSError as error:
+        raise ConfigError(f"output={output}: cannot be written: {error.strerror}") from error
 
 
 def card_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -112,8 +129,6 @@ def references(
     if path is not None:
         datamodule = data_of(config, facts)
         inputs = datamodule.read_inputs(path)
-        if inputs.problems:
-            raise ConfigError(*(f"{inputs.names[number]}: {reason}" for number, reason in inputs.problems.items()))
         split = inputs.split
     else:
         try:
@@ -126,6 +141,8 @@ def references(
     found = []
     for positions in (torch.arange(max(count, 2)) % count, torch.tensor([0])):
         batch = split[positions]
+        if path is not None and inputs.problems:  # a split finds them while it reads
+            raise ConfigError(*(f"{inputs.names[number]}: {reason}" for number, reason in inputs.problems.items()))
         arrays = interface.arrays(batch.x)
         with torch.no_grad():
             output = module(datamodule.on_after_batch_transfer(batch, 0).x)
@@ -137,9 +154,8 @@ def references(
 def metadata(checkpoint: Mapping[str, Any], interface: Interface) -> dict[str, str]:
     """What a file says of itself, as texts: every format and language has those. Lists have an entry a line."""
     facts, config = checkpoint["hyper_parameters"]["facts"], checkpoint["config"]
-    best = checkpoint.get("callbacks", {}).get("best", {}).get("best_model_score")
+    score = score_of(checkpoint)
     shapes = {name: ",".join(map(str, shape)) for name, shape in interface.inputs.items()}
-    score = "" if best is None else f"{config['monitor']['metric']} {float(best):.6g}"
     card = {key: value for key, value in facts.items() if key != "atom_features"}
     lists = {key: facts.get(key) or [] for key in ("class_names", "target_names", "target_units")}
     return {
@@ -147,10 +163,10 @@ def metadata(checkpoint: Mapping[str, Any], interface: Interface) -> dict[str, s
         "inputs": "\n".join(f"{name} {shape}" for name, shape in shapes.items()),
         "outputs": "\n".join(interface.outputs),
         "layout": interface.layout or "",
-        "score": score,
+        "score": "" if score is None else f"{config['monitor']['metric']} {score:.6g}",
         "net": config["model"]["net"]["_target_"],
-        "card": json.dumps({**card, **config["monitor"], "score": None if best is None else float(best)}),
-        **{key: "\n".join(" ".join(str(entry).splitlines()) for entry in entries) for key, entries in lists.items()},
+        "card": json.dumps({**card, **config["monitor"], "score": score}),
+        **{key: "\n".join(re.sub(r"\s", " ", str(entry)) for entry in entries) for key, entries in lists.items()},
     }
 
 

@@ -80,18 +80,25 @@ def checkpoints(run_dir: Path, info: Mapping[str, Any], project: str) -> "Iterat
             yield artifact, alias
 
 
+def score_of(checkpoint: Mapping[str, Any]) -> float | None:
+    """What a checkpoint scored in the run's metric, whether it is the best or not; None before the first validation."""
+    if point := checkpoint.get("point"):
+        score = point["callback_metrics"].get(checkpoint["config"]["monitor"]["metric"])
+    else:
+        score = checkpoint["callbacks"]["best"]["best_model_score"]
+    return None if score is None else float(score)
+
+
 def describe(checkpoint: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint was trained on, how far and how well, as plain values."""
-    config, facts, point = checkpoint["config"], info["facts"], checkpoint.get("point")
-    metric = config["monitor"]["metric"]
-    score = point["callback_metrics"].get(metric) if point else checkpoint["callbacks"]["best"]["best_model_score"]
+    config, facts = checkpoint["config"], info["facts"]
     return {
         "experiment": config["experiment"],
         "net": config["model"]["net"]["_target_"],
         "parameters": info["parameters"],
         "data": facts["name"],
         "num_samples": facts["num_samples"],
-        metric: score if score is None else float(score),  # None before the first validation
+        config["monitor"]["metric"]: score_of(checkpoint),
         "epoch": checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"],  # counted from 1
         "step": checkpoint["global_step"],
         "config_digest": digest_of(config),
