@@ -149,7 +149,7 @@ def test_deploying_to_the_letter(tmp_path: Path) -> None:
     answer = printed["python deploy/portable.py /path/to/model.onnx /path/to/digit.png"]
     assert values(answer)["digit.png"] == pytest.approx(values(shown)["digit.png"], abs=0.01)
     check_server(text, tmp_path, answer)
-    (console,) = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    console = next(iter(re.findall(r"```console\n(.*?)```", text, re.DOTALL)))  # the other is of the benchmark
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for line in re.findall(r"^\$ (.*)", console, re.MULTILINE):
         line = line.replace("/path/to", str(tmp_path)).replace("deploy/cpp", str(ROOT / "deploy/cpp"))
