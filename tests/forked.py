@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def start_forked(task: Callable[[], object], output: Path, environment: dict[str
     child = os.fork()
     if child:
         return child
+    util._run_after_forkers()  # as multiprocessing's own fork: else workers ask our parent for what this process shares
     code = 1
     try:
         with open(output, "w", encoding="utf-8") as file:
