@@ -172,7 +172,7 @@ def check_server(text: str, folder: Path, answer: str) -> None:
             answers = [ask(process, port, content) for content in ((folder / "digit.png").read_bytes(), b"hello")]
         finally:
             process.kill()
-    assert answers == [(200, answer.strip().replace("digit.png", "picture")), (400, "is no picture")]
+    assert answers == [(200, answer.strip().replace("digit.png", "picture")), (400, "is neither PNG nor JPEG")]
 
 
 def ask(process: subprocess.Popen[bytes], port: int, content: bytes) -> tuple[int, str]:

@@ -1,5 +1,6 @@
 """Sweeps through the command line, with real runs."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -118,9 +119,12 @@ def test_kill_and_resume_lose_and_repeat_nothing(command: Command, tmp_path: Pat
 
     again = start(ROOT, "src.sweep", f"resume={study}")
     appears("mnist_linear/003/checkpoints/step-*.ckpt", study, again)
+    going = [pid_of(path) for path in study.glob("mnist_linear/*/status.json") if is_running(path)]
+    signal_all(going, signal.SIGSTOP)  # it must not come to its end before we have looked
     busy = command("src.sweep", f"resume={study}")
     assert (busy.returncode, busy.stderr) == (2, f"error: {study}: this sweep is still going on\n")
     again.send_signal(signal.SIGINT)
+    signal_all(going, signal.SIGCONT)
     output = again.communicate(timeout=120)[0]
     assert again.returncode == 130, output
     assert "stopping: " in output and f"to go on: python -m src.sweep resume={study}" in output
@@ -135,6 +139,16 @@ def test_kill_and_resume_lose_and_repeat_nothing(command: Command, tmp_path: Pat
     assert whole.returncode == 0, whole.stderr
     (alone,) = (tmp_path / "whole").glob("*/*")
     assert fingerprint(alone) == fingerprint(study / "mnist_linear/002")
+
+
+def is_running(path: Path) -> bool:
+    return bool(status(path.parent)["state"] == "running")
+
+
+def signal_all(pids: list[int], signum: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
 
 
 def pid_of(path: Path) -> int:
