@@ -19,8 +19,10 @@ from torch.nn import functional
 from src import load
 from src.config import ConfigError
 from src.evaluate import main as evaluate
+from src.nets.cgcnn import CGCNN
 from src.predict import main
 from tests.conftest import status
+from tests.fake_crystals import crystals, write_cgcnn_folder
 
 WIDTH = 5
 """Entries of a fake element vector."""
@@ -279,3 +281,25 @@ def test_a_pickle_that_runs_code_is_refused(inputs: Path, tmp_path: Path) -> Non
     save({"state_dict": {}, "args": print}, tmp_path / "evil.pth.tar")
     with pytest.raises(ConfigError, match="refused: it holds more than tensors and plain values"):
         main([f"ckpt={tmp_path / 'evil.pth.tar'}", f"inputs={inputs}"])
+
+
+def test_training_goes_on_from_published_weights(train: Callable[..., dict[str, float]], tmp_path: Path) -> None:
+    folder = write_cgcnn_folder(tmp_path / "crystals", crystals(24))
+    (folder / "atom_init.json").write_text(json.dumps(vectors()), encoding="utf-8")
+    torch.save(published(), tmp_path / "formation-energy.pth.tar")
+    words = [
+        "data=crystals",
+        f"data.root={folder}",
+        "data.atom_features=true",
+        "data.batch_size=4",
+        "data.split=random",
+    ]
+    words += ["model=cgcnn_paper", f"model.weights={tmp_path}/formation-energy.pth.tar", "model.net.hidden_channels=6"]
+    words += ["model.net.num_layers=2", "model.net.head_sizes=[4]", "monitor.metric=val/mae", "monitor.mode=min"]
+    theirs = CGCNN.import_weights(published())
+    for lr, stays in (("1e-12", True), ("0.01", False)):
+        train(*words, f"optimizer.lr={lr}", "trainer.max_epochs=1", f"runs_dir={tmp_path}/{lr}")
+        (run,) = (tmp_path / lr).glob("*/*")
+        ours = load(run).net.state_dict()
+        same = [torch.allclose(ours[f"{name}"], theirs[name], atol=1e-6) for name in theirs if name.endswith("weight")]
+        assert all(same) if stays else not any(same)
