@@ -43,18 +43,13 @@ def random_resized_crop(x_BCHW: Tensor, size: int, min_area: float, flip: bool) 
 
 def resize_each(x_BCHW: Tensor, boxes_B5: Tensor, size: int) -> Tensor:
     """Resizes rectangles (top, height, left, width, whether mirrored) of uint8 images one by one: fast on a CPU."""
-    out_BHWC = torch.empty((len(x_BCHW), size, size, x_BCHW.shape[1]), dtype=torch.uint8)
+    resized = []
     with one_thread():
-        for x_HWC, out_HWC, box in zip(x_BCHW.permute(0, 2, 3, 1), out_BHWC, boxes_B5.int().tolist(), strict=True):
-            top, height, left, width, mirrored = box
-            crop_HWC = x_HWC[top : top + height, left : left + width]
-            crop_HWC = crop_HWC.flip(1) if mirrored else crop_HWC.contiguous()
-            crop_1CHW = crop_HWC.unsqueeze(0).permute(
-                0, 3, 1, 2
-            )  # in this order its strides are those of channels-last
-            resized_1CHW = interpolate(crop_1CHW, (size, size), mode="bilinear", antialias=True)
-            out_HWC.copy_(resized_1CHW[0].permute(1, 2, 0))
-    return out_BHWC.permute(0, 3, 1, 2)
+        for x_1CHW, (top, height, left, width, mirrored) in zip(x_BCHW.unsqueeze(1), boxes_B5.int().tolist(), strict=True):
+            crop_1CHW = x_1CHW[..., top : top + height, left : left + width]
+            crop_1CHW = interpolate(crop_1CHW, (size, size), mode="bilinear", antialias=True)
+            resized.append(crop_1CHW.flip(3) if mirrored else crop_1CHW)
+        return torch.cat(resized)
 
 
 @contextmanager
