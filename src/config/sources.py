@@ -182,4 +182,8 @@ def take_arguments(overrides: Sequence[str], names: Sequence[str]) -> tuple[dict
     """Splits off a command's own arguments, such as `resume=` and `ckpt=`: their values, and the other overrides."""
     own = [text for text in overrides if text.lstrip("+").partition("=")[0] in names]
     taken = {override.key_or_group: override.value() for override in map(parse_override, own)}
-    return taken, [text for text in overrides if text not in own]
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.create(taken), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{' '.join(own)}: cannot be read ({str(error).splitlines()[0]})") from error
+    return values, [text for text in overrides if text not in own]
