@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,7 @@ def _continued(folder: Path, overrides: Sequence[str]) -> Composed:
     changes = dict(differences(before, composed.cfg))
     if problems := [reason for key, pair in changes.items() if (reason := _refusal(key, pair, composed.cfg, status))]:
         raise ConfigError(*problems)
-    resumed = Resumed(folder, status, changes, extends=bool(EXTENDING & changes.keys()))
-    return Composed(composed.cfg, composed.choices, list(overrides), composed.provenance, resumed)
+    return replace(composed, resumed=Resumed(folder, status, changes, extends=bool(EXTENDING & changes.keys())))
 
 
 def _requeued(composed: Composed) -> Composed | None:

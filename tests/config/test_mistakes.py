@@ -63,6 +63,7 @@ ON_THE_COMMAND_LINE = {
     ),
     "tags.first=a": "tags.first=a: tags is the value [], not a section",
     "seed.x=1": "seed.x=1: seed is the value 0, not a section",
+    "experiment.x=1": "experiment.x=1: experiment is the value 'mnist_linear', not a section",
     "optimizer.lr=???": "optimizer.lr=???: must be given: optimizer.lr=...",
     # ranges
     "trainer.max_epochs=-3": "trainer.max_epochs=-3: must be at least 1, or -1 for no limit, not -3",
@@ -100,6 +101,7 @@ ON_THE_COMMAND_LINE = {
         "tags=[a: cannot be read (no viable alternative at input '[a'); text with other characters than letters, "
         "digits and /-.+_ goes in quotes: tags=\"'...'\""
     ),
+    "optimizer.lr='${'": "optimizer.lr='${': cannot be read (no viable alternative at input '${')",
     "name=${nobody}": "name=${nobody}: name: cannot be resolved: Interpolation key 'nobody' not found",
     "name=${oc.env:NOBODY_SETS_THIS}": (
         "name=${oc.env:NOBODY_SETS_THIS}: name: cannot be resolved: "

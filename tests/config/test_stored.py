@@ -24,7 +24,7 @@ def test_nothing_changes_without_overrides(stored, tmp_path):
     before = copy.deepcopy(stored)
     composed = apply_overrides(stored, [], config_dir=tmp_path)
     assert composed.cfg == stored == before
-    assert composed.choices == {"experiment": "mnist_mlp"}
+    assert composed.cfg["experiment"] == "mnist_mlp"
 
 
 def test_a_key_is_set(stored):
@@ -35,7 +35,7 @@ def test_an_allowed_group_is_replaced(stored):
     composed = apply_overrides(stored, ["data=mnist_subset", "data.batch_size=7"], allowed_groups=["data", "trainer"])
     assert composed.cfg["data"] == compose(["data=mnist_subset", "data.batch_size=7"]).cfg["data"]
     assert composed.cfg["model"] == stored["model"]
-    assert composed.choices == {"experiment": "mnist_mlp", "data": "mnist_subset"}
+    assert composed.cfg["experiment"] == "mnist_mlp"
     assert composed.provenance["data.batch_size"][0].where == "configs/data/mnist_subset.yaml:3"
 
 
