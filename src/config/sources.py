@@ -50,7 +50,7 @@ class ConfigFolder:
     path: Path = CONFIG_DIR
 
     def groups(self) -> list[str]:
-        """Returns the names of all groups; the files of `sweep` and `cluster` are about how runs start."""
+        """Returns the names of a run's groups; the files of `sweep` and `cluster` are about how runs start."""
         folders = [entry.name for entry in self.path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
         return sorted({*folders} - {"sweep", "cluster"})
 
@@ -88,7 +88,7 @@ class ConfigFolder:
 
     def faults(self, group: str, choice: Setting, asking: tuple[str, ...] = ()) -> Iterator[str]:
         """Yields what is wrong with a choice: there is none of that name, or it or a file it asks for is broken."""
-        if group not in self.groups():
+        if not (self.path / group).is_dir():
             yield f"{choice.where}: there is no group {group}{hint(group, self.groups(), 'groups')}"
         elif choice.text not in self.options(group):
             yield f"{choice.where}: there is no {group} called {choice.text}{hint(choice.text, self.options(group))}"
