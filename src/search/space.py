@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from src.config import Composed, ConfigError, compose
 from src.config.check import place
@@ -21,7 +21,8 @@ from src.search.slurm import Cluster
 SETTINGS = ("sampler", "pruner", "n_trials", "n_jobs", "seeds", "launcher")
 """Keys of a sweep that a command line may give."""
 
-Space = dict[str, BaseDistribution]
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+Space = dict[str, Distribution]
 
 Sampler = Enum("Sampler", ["tpe", "random", "grid"])
 Pruner = Enum("Pruner", ["none", "median", "hyperband"])
@@ -77,12 +78,10 @@ def read_sweep(name: str, own: Mapping[str, Any], overrides: Sequence[str]) -> d
     lines = {key: [setting] for key, setting in ConfigFolder().settings(f"sweep/{name}", "")}
 
     def where(key: str) -> str:
-        if key in own:
-            return f"{key}: "
         at = place(key, lines) or place(key.rpartition(".")[0], lines) or f"configs/sweep/{name}.yaml: "
-        return f"{at}{key}: "
+        return f"{'' if key in own else at}{key}: "
 
-    sweep = complete(values | own, where)
+    sweep = complete({**values, **own}, where)
     sweep["overrides"] += overrides
     return sweep
 
@@ -101,24 +100,21 @@ def read_grid(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     Raises:
         ConfigError: There is no such key, or one has values that cannot be counted.
     """
-    several, common = dict[str, Override](), list[str]()
+    space, common = dict[str, list[Any]](), list[str]()
     for text in overrides:
         override = parse_override(text, several=True)
-        if not override.is_sweep_override() or override.get_key_element() in several:  # twice: refused with the points
+        key = override.get_key_element()
+        if not override.is_sweep_override() or key in space:  # twice: refused with the points
             common.append(text)
         elif override.is_choice_sweep() or override.is_range_sweep():
-            several[override.get_key_element()] = override
+            space[key] = [parse_override(f"{key}={value}").value() for value in override.sweep_string_iterator()]
         else:
             raise ConfigError(f"{text}: values are written key=a,b or key=range(1,4); an interval needs a sweep=NAME")
-    if not several and not own.get("seeds") and own.get("launcher") != "slurm":  # there, one run is a job as well
+    if not space and not own.get("seeds") and own.get("launcher") != "slurm":  # there, one run is a job as well
         raise ConfigError(
             "nothing to sweep over: give a key several values, optimizer.lr=0.1,0.2, or choose a file of "
             f"configs/sweep/ by sweep=NAME{hint('', ConfigFolder().options('sweep'))}"
         )
-    space = {
-        key: [parse_override(f"{key}={value}").value() for value in override.sweep_string_iterator()]
-        for key, override in several.items()
-    }
     return complete({"space": space, "overrides": common, "sampler": "grid", **own})
 
 
@@ -218,7 +214,7 @@ def distributions(space: Mapping[str, Any]) -> Space:
     return {key: _distribution(given) for key, given in space.items()}
 
 
-def _distribution(given: Any) -> BaseDistribution:
+def _distribution(given: Any) -> Distribution:
     if isinstance(given, list):
         return CategoricalDistribution([_text(value) for value in given])
     interval = {name: value for name, value in given.items() if value is not None}
@@ -237,11 +233,11 @@ def grid(space: Space) -> list[dict[str, Any]]:
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*map(_values, space.values()))]
 
 
-def _values(distribution: BaseDistribution) -> list[Any]:
+def _values(distribution: Distribution) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
-    assert isinstance(distribution, IntDistribution | FloatDistribution) and distribution.step is not None
     low, step = distribution.low, distribution.step
+    assert step is not None
     return [low + number * step for number in range(round((distribution.high - low) / step) + 1)]
 
 
@@ -260,7 +256,7 @@ def check_points(sweep: Mapping[str, Any]) -> list[Composed]:
         ConfigError: With every problem, or keys that are varied and set, or trials that cannot be compared.
     """
     space, overrides = distributions(sweep["space"]), sweep["overrides"]
-    ends = {key: list(getattr(values, "choices", ())) or [values.low, values.high] for key, values in space.items()}  # type: ignore[attr-defined]
+    ends = {key: d.choices if isinstance(d, CategoricalDistribution) else (d.low, d.high) for key, d in space.items()}
     first = {key: values[0] for key, values in ends.items()}
     points = [first, *(first | {key: value} for key, values in ends.items() for value in values[1:])]
     points += [first | {"seed": seed} for seed in sweep["seeds"]]
