@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from src.config.check import check, key_hint, place, section_signature
 from src.config.errors import ConfigError, hint
@@ -144,7 +144,7 @@ class _Draft:
                 return
         try:
             OmegaConf.update(tree, key, value, merge=True, force_add=True)
-        except GrammarParseError as error:
+        except OmegaConfBaseException as error:
             self.problems.append(f"{typed}: cannot be read ({str(error).splitlines()[0]})")
             return
         for leaf, _, text in leaves(written(value), key):

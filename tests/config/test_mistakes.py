@@ -102,6 +102,7 @@ ON_THE_COMMAND_LINE = {
         "digits and /-.+_ goes in quotes: tags=\"'...'\""
     ),
     "optimizer.lr='${'": "optimizer.lr='${': cannot be read (no viable alternative at input '${')",
+    "trainer.max_time={null:1}": "trainer.max_time={null:1}: cannot be read (Incompatible key type 'NoneType')",
     "name=${nobody}": "name=${nobody}: name: cannot be resolved: Interpolation key 'nobody' not found",
     "name=${oc.env:NOBODY_SETS_THIS}": (
         "name=${oc.env:NOBODY_SETS_THIS}: name: cannot be resolved: "
