@@ -73,11 +73,7 @@ def find_run(key: str, which: str, runs_dir: str | None = None, experiment: str 
     folders = [path.parent for path in runs.glob(f"{experiment or '*'}/*/config.yaml")]
     if not folders:
         raise ConfigError(f"{key}=last: there is no run in {runs / (experiment or '')}")
-    return max(folders, key=_started)
-
-
-def _started(folder: Path) -> tuple[str, str]:
-    return str(read_status(folder).get("started", "")), folder.name
+    return max(folders, key=lambda folder: (str(read_status(folder).get("started", "")), folder.name))
 
 
 def read_status(folder: Path) -> dict[str, Any]:

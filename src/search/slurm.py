@@ -111,7 +111,6 @@ class Slurm:
             SlurmError: It is refused.
         """
         script = job_script(overrides, folder, self.cluster)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         folder.with_suffix(".log").touch()
         number = ask("sbatch", "--parsable", "--export=ALL", stdin=script).strip().partition(";")[0]
         self._jobs[job_name(folder)], self._asked = number, time.monotonic()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString, RangeSweep
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -106,7 +106,7 @@ def read_grid(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
         key = override.get_key_element()
         if not override.is_sweep_override() or key in space:  # twice: refused with the points
             common.append(text)
-        elif override.is_choice_sweep() or override.is_range_sweep():
+        elif isinstance(override.value(), ChoiceSweep | RangeSweep):
             space[key] = [parse_override(f"{key}={value}").value() for value in override.sweep_string_iterator()]
         else:
             raise ConfigError(f"{text}: values are written key=a,b or key=range(1,4); an interval needs a sweep=NAME")
@@ -129,14 +129,13 @@ def read_cluster(own: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict
     """
     names = [text.partition("=")[0] for text in overrides if re.match(r"cluster[.=]", text)]
     given, rest = take_arguments(overrides, names)
-    settings = dict(own)
-    is_dry = settings.pop("dry_run", False)
-    if not isinstance(is_dry, bool):
-        raise ConfigError(f"dry_run={is_dry}: expected true or false")
+    settings = {key: value for key, value in own.items() if key != "dry_run"}
     if own.get("launcher") != "slurm":
-        if names or "dry_run" in own:
-            raise ConfigError(f"{next(iter(names), 'dry_run')}: is for launcher=slurm")
+        for name in [*names, *(own.keys() - settings.keys())]:
+            raise ConfigError(f"{name}: is for launcher=slurm")
         return settings, rest, False
+    if not isinstance(is_dry := own.get("dry_run", False), bool):
+        raise ConfigError(f"dry_run={is_dry}: expected true or false")
     cluster = _read("cluster", str(given.pop("cluster", "default")))
     settings["cluster"] = cluster | {key.removeprefix("cluster."): value for key, value in given.items()}
     return settings, rest, is_dry

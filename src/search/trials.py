@@ -126,6 +126,7 @@ class Search:
             if status.get("state") != "finished":
                 if trial.number not in self.left:
                     words = [f"resume={folder}"] if status else overrides
+                    folder.parent.mkdir(exist_ok=True)
                     process = process or self.launcher.launch(words, folder, slot, self.n_jobs)
                     is_watched = not scores and self.sweep["pruner"] != "none"
                     self.jobs[trial.number] = Job(trial, slot, folder, process, is_watched)

@@ -68,6 +68,10 @@ def test_commas_that_are_no_sweep(word: str) -> None:
             ["optimizer.lr=interval(0,1)"],
             "optimizer.lr=interval(0,1): values are written key=a,b or key=range(1,4); an interval needs a sweep=NAME",
         ),
+        (
+            ["model=glob(*)"],
+            "model=glob(*): values are written key=a,b or key=range(1,4); an interval needs a sweep=NAME",
+        ),
     ],
 )
 def test_no_grid(words: list[str], message: str) -> None:
