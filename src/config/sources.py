@@ -18,6 +18,9 @@ from src.config.errors import ConfigError, hint
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 PRIMARY = "train"
 
+STARTING = {"sweep", "cluster"}
+"""Folders whose files are about how runs start."""
+
 PATH_KEYS = frozenset(
     {"data.root", "data.cache_dir", "runs_dir", "ckpt", "inputs", "output", "resume", "model.weights"}
 )
@@ -50,9 +53,9 @@ class ConfigFolder:
     path: Path = CONFIG_DIR
 
     def groups(self) -> list[str]:
-        """Returns the names of a run's groups; the files of `sweep` and `cluster` are about how runs start."""
-        folders = [entry.name for entry in self.path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-        return sorted({*folders} - {"sweep", "cluster"})
+        """Returns the names of a run's groups."""
+        folders = {entry.name for entry in self.path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+        return sorted(folders - STARTING)
 
     def options(self, group: str) -> list[str]:
         """Returns the names of the group's files."""
@@ -88,7 +91,7 @@ class ConfigFolder:
 
     def faults(self, group: str, choice: Setting, asking: tuple[str, ...] = ()) -> Iterator[str]:
         """Yields what is wrong with a choice: there is none of that name, or it or a file it asks for is broken."""
-        if not (self.path / group).is_dir():
+        if group not in STARTING.union(self.groups()):
             yield f"{choice.where}: there is no group {group}{hint(group, self.groups(), 'groups')}"
         elif choice.text not in self.options(group):
             yield f"{choice.where}: there is no {group} called {choice.text}{hint(choice.text, self.options(group))}"

@@ -179,12 +179,12 @@ def _faults(section: type, values: Mapping[str, Any], path: str, where: Callable
     known = typed(section).arguments
     for name, value in values.items():
         if name not in known:
-            yield f"{where(path + name)}there is no such key{hint(name, known)}"
+            yield f"{where(f'{path}{name}')}there is no such key{hint(str(name), known)}"
         elif expected := known[name].expected(value):
-            yield f"{where(path + name)}expected {expected.replace('typing.', '')}, got {written(value)}"
+            yield f"{where(f'{path}{name}')}expected {expected.replace('typing.', '')}, got {written(value)}"
     for name, argument in known.items():
         if argument.default is None and name not in values:
-            yield f"{where(path + name)}missing"
+            yield f"{where(f'{path}{name}')}missing"
 
 
 def _space_faults(path: str, given: Any, is_grid: bool, where: Callable[[str], str]) -> Iterator[str]:

@@ -61,6 +61,7 @@ ON_THE_COMMAND_LINE = {
     "early_stopping=null": (
         "early_stopping=null: null is no section; its keys are early_stopping.patience, early_stopping.min_delta"
     ),
+    "++tags='\\${x}'": "++tags='\\${x}': expected list[str], got the text '${x}'",
     "tags.first=a": "tags.first=a: tags is the value [], not a section",
     "seed.x=1": "seed.x=1: seed is the value 0, not a section",
     "experiment.x=1": "experiment.x=1: experiment is the value 'mnist_linear', not a section",

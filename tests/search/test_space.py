@@ -157,6 +157,10 @@ MISTAKES = {  # after the name of the file
     "n_trials: 1\nspace: {a: [1]}\ncluster: big": (
         ":3: cluster: expected the keys of a file of configs/cluster/, got big"
     ),
+    "1: 2\nn_trials: 1\nspace: {a: [1]}": (
+        ":1: 1: there is no such key; choices: space, overrides, sampler, pruner, n_trials, n_jobs, seeds, launcher, "
+        "cluster"
+    ),
     "- a": ": expected key: value lines, found a list",
 }
 
