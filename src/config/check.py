@@ -107,7 +107,7 @@ class _Checker:
 
     def target(self, path: str, node: Any) -> Iterator[str]:
         if not isinstance(node, Mapping) or "_target_" not in node:
-            keys = ", ".join(node) if isinstance(node, Mapping) and node else "arguments"
+            keys = ", ".join(map(str, node)) if isinstance(node, Mapping) and node else "arguments"
             choose = f"no {path} is chosen that takes {keys}; choose one by {path}=NAME"
             yield f"{place(path, self.provenance)}{choose if path in GROUPS else f'{path} needs a _target_'}"
         elif fault := target_fault(str(node["_target_"])):

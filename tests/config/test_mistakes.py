@@ -91,6 +91,7 @@ ON_THE_COMMAND_LINE = {
     "optimizer._target_=torch.optim.os": "optimizer._target_=torch.optim.os: torch.optim.os names no class",
     "trainer._target_=os.system": "trainer._target_=os.system: lightning.pytorch.Trainer has no argument _target_",
     "callbacks.mine.depth=1": "callbacks.mine.depth=1: callbacks.mine needs a _target_",
+    "callbacks.other={1:2}": "callbacks.other={1:2}: callbacks.other needs a _target_",
     # grammar and interpolation
     "mnist_mlp": "mnist_mlp: an override is written key=value; did you mean experiment=mnist_mlp?",
     "nothing": "nothing: an override is written key=value",
