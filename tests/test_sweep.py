@@ -82,6 +82,8 @@ def test_edits_change_nothing_and_a_failure_is_one_trial(tmp_path: Path) -> None
             "optimizer.lrr=1: torch.optim.Adam has no argument lrr; did you mean",
         ),
         (["seed=1,2", "monitor.metric=val/ac"], "monitor.metric=val/ac: no metric of that name; did you mean val/acc?"),
+        (["seed=1,1"], "error: seed: 1 is given twice\n"),
+        (["seeds=[1,2,1]"], "error: seeds: 1 is given twice\n"),
         (["resume=nowhere"], "is no folder of a sweep"),
         (["resume=nowhere", "seed=1"], "resume=nowhere: a study goes on as it began; only n_trials and n_jobs may"),
     ],

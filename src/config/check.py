@@ -13,7 +13,7 @@ from src.config.targets import allowed_targets, is_allowed, not_allowed
 
 def check(cfg: Mapping[str, Any], provenance: Provenance, skip: frozenset[str] = frozenset()) -> list[str]:
     """Returns every problem of a plain configuration; what `skip` names is wrong already, or hangs on what is."""
-    return list(dict.fromkeys(_Checker(cfg, provenance, skip).arguments("", cfg, typed(TYPED[""]))))
+    return list(_Checker(cfg, provenance, skip).arguments("", cfg, typed(TYPED[""])))
 
 
 def place(key: str, provenance: Provenance) -> str:
@@ -29,13 +29,10 @@ def section_signature(path: str, node: Mapping[str, Any]) -> Signature | None:
     """Returns the keys that a section takes; None where they are not known."""
     if path in TYPED:
         return typed(TYPED[path], path)
-    if path == "trainer":
-        return signature_of(TRAINER)
-    signature = signature_of(str(node["_target_"])) if "_target_" in node else None
-    if signature is None:
-        return None
-    extras = typed(EXTRAS[path]).arguments if path in EXTRAS else {}
-    return replace(signature, arguments=signature.arguments | extras)
+    signature = signature_of(TRAINER if path == "trainer" else str(node.get("_target_")))
+    if signature is None or path not in EXTRAS:
+        return signature
+    return replace(signature, arguments=signature.arguments | typed(EXTRAS[path]).arguments)
 
 
 def known_keys(cfg: Mapping[str, Any], path: str = "") -> Iterator[str]:
@@ -47,6 +44,14 @@ def known_keys(cfg: Mapping[str, Any], path: str = "") -> Iterator[str]:
     for name, value in cfg.items():
         if isinstance(value, Mapping):
             yield from known_keys(value, _join(path, name))
+
+
+def key_hint(cfg: Mapping[str, Any], *names: str) -> str:
+    """Returns a hint at the key nearest to the first name that has one, else at those beside the last."""
+    known = list(known_keys(cfg))
+    for near in filter(None, (nearest(name, known) for name in names)):
+        return f"; did you mean {near}?"
+    return hint("", [key for key in known if key.rpartition(".")[0] == names[-1].rpartition(".")[0]])
 
 
 def _join(path: str, name: object) -> str:
@@ -70,7 +75,10 @@ class _Checker:
             if key in self.skip:
                 continue
             if argument is None and not signature.is_open:
-                yield self.unknown(path, key, signature)
+                owner = "there is no key" if path in TYPED else f"{signature.name} has no argument"
+                inside = [known for known in self.provenance if known.startswith(f"{key}.")]
+                set_as = inside[0] if len(inside) == 1 else key
+                yield f"{self.at(set_as)}{owner} {name}{key_hint(self.cfg, set_as, key)}"
             elif argument is not None and name in injected:
                 yield f"{self.at(key)}comes from {injected[name]} and is not set here"
             elif key in TYPED or key in GROUPS:
@@ -99,7 +107,7 @@ class _Checker:
 
     def target(self, path: str, node: Any) -> Iterator[str]:
         if not isinstance(node, Mapping) or "_target_" not in node:
-            keys = ", ".join(node) if isinstance(node, Mapping) and node else "arguments"
+            keys = ", ".join(map(str, node)) if isinstance(node, Mapping) and node else "arguments"
             choose = f"no {path} is chosen that takes {keys}; choose one by {path}=NAME"
             yield f"{place(path, self.provenance)}{choose if path in GROUPS else f'{path} needs a _target_'}"
         elif fault := target_fault(str(node["_target_"])):
@@ -125,15 +133,6 @@ class _Checker:
         elif isinstance(value, Mapping | list):
             for name, item in value.items() if isinstance(value, Mapping) else enumerate(value):
                 yield from self.nested(f"{path}.{name}", item)
-
-    def unknown(self, path: str, key: str, signature: Signature) -> str:
-        inside = [name for name in self.provenance if name.startswith(f"{key}.")]
-        written = inside[0] if len(inside) == 1 else key
-        owner = "there is no key" if path in TYPED else f"{signature.name} has no argument"
-        known = list(known_keys(self.cfg))
-        near = nearest(written, known) or nearest(key, known)
-        tip = f"; did you mean {near}?" if near else hint(written, [k for k in known if k.rpartition(".")[0] == path])
-        return f"{self.at(written)}{owner} {key.rpartition('.')[2]}{tip}"
 
 
 def _shown(value: Any) -> str:

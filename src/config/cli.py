@@ -13,13 +13,6 @@ import yaml
 from src.config.errors import ConfigError
 from src.config.sources import CONFIG_DIR, PRIMARY, ConfigFolder
 
-EXAMPLES = (
-    "",
-    "experiment=mnist_mlp optimizer.lr=3e-3 trainer.max_epochs=20",
-    "data=fashion_mnist data.root=/data/sets model=mlp 'model.net.hidden_sizes=[256,128]'",
-    "resume=last",
-    "--cfg job trainer=cpu",
-)
 _PRINTING = {"--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "--shell-completion", "-sc"}
 
 
@@ -28,7 +21,13 @@ class Usage:
     """What `--help` says of one entry, after `python -m src.<entry>`."""
 
     arguments: str = "[experiment=NAME] [GROUP=NAME ...] [key=value ...] | resume=last|RUN_DIR [key=value ...]"
-    examples: tuple[str, ...] = EXAMPLES
+    examples: tuple[str, ...] = (
+        "",
+        "experiment=mnist_mlp optimizer.lr=3e-3 trainer.max_epochs=20",
+        "data=fashion_mnist data.root=/data/sets model=mlp 'model.net.hidden_sizes=[256,128]'",
+        "resume=last",
+        "--cfg job trainer=cpu",
+    )
 
 
 TRAIN = Usage()

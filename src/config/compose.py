@@ -17,8 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from src.config.check import check, known_keys, place, section_signature
-from src.config.errors import ConfigError, hint, nearest
+from src.config.check import check, key_hint, place, section_signature
+from src.config.errors import ConfigError, hint
 from src.config.schema import GROUPS, INJECTED, complete, plain
 from src.config.sources import CONFIG_DIR, PRIMARY, ConfigFolder, Setting, escaped, leaves, parse_override, written
 
@@ -38,10 +38,9 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Composed:
-    """A checked configuration in plain containers, the file chosen of each group, who set what, and what goes on."""
+    """A checked configuration in plain containers, who set what, and what goes on."""
 
     cfg: dict[str, Any]
-    choices: dict[str, str | None]
     overrides: list[str]
     provenance: dict[str, list[Setting]] = field(repr=False)
     resumed: Resumed | None = None
@@ -53,9 +52,8 @@ def compose(overrides: Sequence[str] = (), config_dir: Path = CONFIG_DIR) -> Com
     picks, changes = draft.sort(overrides)
     if fault := draft.folder.unreadable(PRIMARY):
         raise ConfigError(*draft.problems, fault)
-    tree, choices = draft.load(PRIMARY, dict(draft.folder.defaults(PRIMARY)), picks)
-    cfg = draft.finish(tree, changes, {"experiment": choices.get("experiment")})
-    return Composed(cfg, choices, list(overrides), draft.provenance)
+    tree = draft.load(PRIMARY, dict(draft.folder.defaults(PRIMARY)), picks)
+    return Composed(draft.finish(tree, changes), list(overrides), draft.provenance)
 
 
 def apply_overrides(
@@ -68,11 +66,10 @@ def apply_overrides(
     allowed = f"; these can be replaced: {', '.join(allowed_groups)}" if allowed_groups else ""
     for group in [group for group in picks if group not in allowed_groups]:
         draft.problems.append(f"{picks.pop(group).where}: the stored run keeps its {group}{allowed}")
-    fresh, choices = draft.load(None, {}, picks)
+    fresh = draft.load(None, {}, picks)
     for group in picks:
         tree[group] = fresh.get(group, {})
-    choices = {"experiment": cfg.get("experiment")} | choices
-    return Composed(draft.finish(tree, changes, {}), choices, list(overrides), draft.provenance)
+    return Composed(draft.finish(tree, changes), list(overrides), draft.provenance)
 
 
 class _Draft:
@@ -101,9 +98,7 @@ class _Draft:
                 changes.append(override)
         return picks, changes
 
-    def load(
-        self, config_name: str | None, listed: Mapping[str, Setting], picks: Mapping[str, Setting]
-    ) -> tuple[DictConfig, dict[str, str | None]]:
+    def load(self, config_name: str | None, listed: Mapping[str, Setting], picks: Mapping[str, Setting]) -> DictConfig:
         """Lets Hydra compose the picks and the rest of the list, without what is broken; notes which line sets what."""
         lines = []
         for group, choice in {**listed, **picks}.items():
@@ -126,16 +121,15 @@ class _Draft:
             if file.config_path is not None and not file.config_path.startswith("hydra/"):
                 for key, setting in self.folder.settings(file.config_path, file.package or ""):
                     self.provenance.setdefault(key, []).append(setting)
-        choices = {group: name for group, name in tree.hydra.runtime.choices.items() if not group.startswith("hydra/")}
         with open_dict(tree):
-            del tree["hydra"]
-        return tree, choices
+            tree.experiment = tree.pop("hydra").runtime.choices.get("experiment")
+        return tree
 
-    def finish(self, tree: DictConfig, changes: Sequence[Override], known: dict[str, Any]) -> dict[str, Any]:
+    def finish(self, tree: DictConfig, changes: Sequence[Override]) -> dict[str, Any]:
         """Makes the changes, resolves the interpolations, checks the result and merges it into the schema."""
         for change in changes:
             self._delete(tree, change) if change.is_delete() else self._set(tree, change)
-        cfg = self._resolve(tree) | known
+        cfg = self._resolve(tree)
         skip = self.broken | ({*GROUPS} - {"trainer"} if "experiment" in self.broken else set())
         if problems := self.problems + check(cfg, self.provenance, frozenset(skip)):
             raise ConfigError(*problems)
@@ -148,7 +142,11 @@ class _Draft:
             if section is not None and not isinstance(section, DictConfig):
                 self.problems.append(f"{typed}: {parent} is the value {section!r}, not a section")
                 return
-        OmegaConf.update(tree, key, value, merge=True, force_add=True)
+        try:
+            OmegaConf.update(tree, key, value, merge=True, force_add=True)
+        except OmegaConfBaseException as error:
+            self.problems.append(f"{typed}: cannot be read ({str(error).splitlines()[0]})")
+            return
         for leaf, _, text in leaves(written(value), key):
             self.provenance.setdefault(leaf, []).append(Setting(typed, text))
 
@@ -210,13 +208,11 @@ def _unset(cfg: Mapping[str, Any], key: str, section: Mapping[str, Any]) -> str:
     path, _, name = key.rpartition(".")
     signature = section_signature(path, section)
     argument = signature.arguments.get(name) if signature else None
-    if argument is not None and name in INJECTED.get(path, {}):
+    if argument and name in INJECTED.get(path, {}):
         return f"{key}\n  comes from {INJECTED[path][name]}"
     if name in section:
         return f"{key} = {written(section[name])}\n  {'default' if argument else 'nothing is chosen'}"
-    if argument is not None and signature is not None:
+    if argument and signature:
         default = {"None": "null", "True": "true", "False": "false"}.get(str(argument.default), argument.default)
         return f"{key} = {default}\n  default of {signature.name}"
-    known = list(known_keys(cfg))
-    beside = [other for other in known if other.rpartition(".")[0] == path]
-    raise ConfigError(f"{key}: there is no such key{hint(key, known if nearest(key, known) else beside)}")
+    raise ConfigError(f"{key}: there is no such key{key_hint(cfg, key)}")

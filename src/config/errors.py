@@ -18,20 +18,19 @@ class ConfigError(ValueError):
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """Returns the dotted choice with the same last part, else a similar one in the same section, else anywhere."""
-    leaf, parent = name.rpartition(".")[2].lower(), name.rpartition(".")[0]
-    leaves: dict[str, list[str]] = {}
-    for choice in choices:
-        leaves.setdefault(choice.rpartition(".")[2].lower(), []).append(choice)
-    beside = {key: [c for c in found if c.rpartition(".")[0] == parent] for key, found in leaves.items()}
-    for pool, cutoff in ((leaves, 1.0), ({k: found for k, found in beside.items() if found}, 0.6), (leaves, 0.75)):
-        best = max(pool, key=lambda other: _likeness(leaf, other), default="")
-        if best and _likeness(leaf, best) >= cutoff:
-            return max(pool[best], key=lambda choice: _likeness(name, choice))
+    scores = {choice: _likeness(name, choice) for choice in choices}
+    beside = [choice for choice in scores if choice.rpartition(".")[0] == name.rpartition(".")[0]]
+    for pool, cutoff in ((scores, 1.0), (beside, 0.6), (scores, 0.75)):
+        best = max(pool, key=scores.__getitem__, default=None)
+        if best is not None and scores[best][0] >= cutoff:
+            return best
     return None
 
 
-def _likeness(name: str, other: str) -> float:
-    return SequenceMatcher(None, name, other).ratio()
+def _likeness(name: str, other: str) -> tuple[float, float]:
+    """Of the last parts, then of the whole names."""
+    last, other_last = (dotted.rpartition(".")[2].lower() for dotted in (name, other))
+    return SequenceMatcher(None, last, other_last).ratio(), SequenceMatcher(None, name, other).ratio()
 
 
 def hint(name: str, choices: Iterable[str], what: str = "choices") -> str:

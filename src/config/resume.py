@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,19 @@ INHERITED = "RESEARCH_TEMPLATE_RUN"
 TRIAL = "RESEARCH_TEMPLATE_TRIAL"
 """Environment variable by which a sweep names the folder of a run."""
 
-APPLIED = (
-    "trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.min_epochs",
-    "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy",
-    "trainer.log_every_n_steps", "trainer.enable_model_summary",
-    "early_stopping.patience", "early_stopping.min_delta",
-    "checkpoint.every_n_steps", "checkpoint.every_minutes", "black_box", "pictures", "test",
-    "data.root", "data.cache_dir", "data.num_workers", "name", "tags", "group", "notes", "logger.",
-)  # fmt: skip
-"""Keys, and sections ending in a dot, that a resumed run takes new values of."""
-
 EXTENDING = {
     *("trainer.max_epochs", "trainer.max_steps", "trainer.max_time", "trainer.min_epochs"),
     *("early_stopping.patience", "early_stopping.min_delta", "test"),
 }
 """Keys that give a finished run something to do."""
+
+APPLIED = EXTENDING | {
+    *("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "trainer.strategy"),
+    *("trainer.log_every_n_steps", "trainer.enable_model_summary", "data.root", "data.cache_dir", "data.num_workers"),
+    *("checkpoint.every_n_steps", "checkpoint.every_minutes", "black_box", "pictures"),
+    *("name", "tags", "group", "notes", "logger"),
+}
+"""Keys and sections that a resumed run takes new values of."""
 
 
 def compose_run(overrides: Sequence[str]) -> Composed:
@@ -47,7 +46,9 @@ def compose_run(overrides: Sequence[str]) -> Composed:
     own, rest = take_arguments(overrides, ("resume",))
     if "resume" not in own:
         composed = compose(rest)
-        return _requeued(composed) or composed
+        folder = slurm_folder(composed.cfg)
+        is_requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        return _continued(folder, []) if is_requeued and folder and (folder / "config.yaml").is_file() else composed
     if not own["resume"]:
         raise ConfigError("resume=last|RUN_DIR: say which run goes on")
     selection: dict[str, Any] = {}
@@ -72,11 +73,7 @@ def find_run(key: str, which: str, runs_dir: str | None = None, experiment: str 
     folders = [path.parent for path in runs.glob(f"{experiment or '*'}/*/config.yaml")]
     if not folders:
         raise ConfigError(f"{key}=last: there is no run in {runs / (experiment or '')}")
-    return max(folders, key=_started)
-
-
-def _started(folder: Path) -> tuple[str, str]:
-    return str(read_status(folder).get("started", "")), folder.name
+    return max(folders, key=lambda folder: (str(read_status(folder).get("started", "")), folder.name))
 
 
 def read_status(folder: Path) -> dict[str, Any]:
@@ -113,16 +110,8 @@ def _continued(folder: Path, overrides: Sequence[str]) -> Composed:
     changes = dict(differences(before, composed.cfg))
     if problems := [reason for key, pair in changes.items() if (reason := _refusal(key, pair, composed.cfg, status))]:
         raise ConfigError(*problems)
-    resumed = Resumed(folder, status, changes, extends=bool(EXTENDING & changes.keys()))
-    return Composed(composed.cfg, composed.choices, list(overrides), composed.provenance, resumed)
-
-
-def _requeued(composed: Composed) -> Composed | None:
-    """What a job that Slurm has put back into the queue continues."""
-    folder = slurm_folder(composed.cfg)
-    if folder is None or os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not (folder / "config.yaml").is_file():
-        return None
-    return _continued(folder, [])
+    extends = any(_is_within(key, EXTENDING) for key in changes)
+    return replace(composed, resumed=Resumed(folder, status, changes, extends))
 
 
 def slurm_folder(cfg: Mapping[str, Any]) -> Path | None:
@@ -149,10 +138,14 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple
         yield path, (old, new)
 
 
+def _is_within(key: str, names: Iterable[str]) -> bool:
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
+
+
 def _refusal(key: str, pair: tuple[Any, Any], cfg: Mapping[str, Any], status: Mapping[str, Any]) -> str | None:
     """Why a changed key cannot take effect in a run that has begun; None where it can."""
     old, new = map(written, pair)
-    if not any(key == name or (name.endswith(".") and key.startswith(name)) for name in APPLIED):
+    if not _is_within(key, APPLIED):
         return (
             f"{key}={new}: this run began with {old} and keeps it; a new run can start from its weights: "
             f"model.weights=RUN_DIR {key}={new}"

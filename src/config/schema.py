@@ -186,7 +186,7 @@ def _expected(section: type, name: str, text: str, value: Any) -> str | None:
     """What OmegaConf expects, where it refuses the value; a text such as "3" is no number."""
     try:
         box = OmegaConf.structured(section)
-        box[name] = escaped(value)
+        box[name] = value.replace("${", "") if isinstance(value, str) else escaped(value)
         fits = not isinstance(value, str) or isinstance(box[name], str | Enum)
     except OmegaConfBaseException:
         fits = False

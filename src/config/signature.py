@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.machinery import PathFinder
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,7 @@ def _bindings(statement: ast.stmt, package: str) -> Iterator[tuple[str, Definiti
         case ast.Assign(value=value, targets=targets):
             yield from ((target.id, value) for target in targets if isinstance(target, ast.Name))
         case ast.ImportFrom(names=names, level=level, module=source):
-            parents = package.split(".")[: package.count(".") + 2 - level] if level else []
-            origin = ".".join([*parents, *([source] if source else [])])
+            origin = resolve_name("." * level + (source or ""), package)
             for alias in names:
                 star = alias.name == "*"
                 yield f"*{origin}" if star else alias.asname or alias.name, f"{origin}.{alias.name}"

@@ -32,9 +32,8 @@ def ask(*command: str, stdin: str = "") -> str:
     Raises:
         SlurmError: It fails.
     """
-    environment = outer_environment()
     try:
-        done = subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, input=stdin, env=outer_environment(), capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SlurmError(str(error)) from error
     if done.returncode:

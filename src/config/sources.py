@@ -18,6 +18,9 @@ from src.config.errors import ConfigError, hint
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 PRIMARY = "train"
 
+STARTING = {"sweep", "cluster"}
+"""Folders whose files are about how runs start."""
+
 PATH_KEYS = frozenset(
     {"data.root", "data.cache_dir", "runs_dir", "ckpt", "inputs", "output", "resume", "model.weights"}
 )
@@ -50,9 +53,9 @@ class ConfigFolder:
     path: Path = CONFIG_DIR
 
     def groups(self) -> list[str]:
-        """Returns the names of all groups; the files of `sweep` and `cluster` are about how runs start."""
-        folders = [entry.name for entry in self.path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-        return sorted({*folders} - {"sweep", "cluster"})
+        """Returns the names of a run's groups."""
+        folders = {entry.name for entry in self.path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+        return sorted(folders - STARTING)
 
     def options(self, group: str) -> list[str]:
         """Returns the names of the group's files."""
@@ -88,7 +91,7 @@ class ConfigFolder:
 
     def faults(self, group: str, choice: Setting, asking: tuple[str, ...] = ()) -> Iterator[str]:
         """Yields what is wrong with a choice: there is none of that name, or it or a file it asks for is broken."""
-        if group not in self.groups():
+        if group not in STARTING.union(self.groups()):
             yield f"{choice.where}: there is no group {group}{hint(group, self.groups(), 'groups')}"
         elif choice.text not in self.options(group):
             yield f"{choice.where}: there is no {group} called {choice.text}{hint(choice.text, self.options(group))}"
@@ -182,4 +185,8 @@ def take_arguments(overrides: Sequence[str], names: Sequence[str]) -> tuple[dict
     """Splits off a command's own arguments, such as `resume=` and `ckpt=`: their values, and the other overrides."""
     own = [text for text in overrides if text.lstrip("+").partition("=")[0] in names]
     taken = {override.key_or_group: override.value() for override in map(parse_override, own)}
-    return taken, [text for text in overrides if text not in own]
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.create(taken), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{' '.join(own)}: cannot be read ({str(error).splitlines()[0]})") from error
+    return values, [text for text in overrides if text not in own]

@@ -35,7 +35,7 @@ class Launcher(Protocol):
 
         Args:
             overrides: What it is given.
-            folder: Its run folder; what it prints is appended to a file of that name and `.log`.
+            folder: Its run folder, whose parent is there; what it prints is appended to a file of that name and `.log`.
             slot: Which of the runs at the same time it is, from 0 on.
             n_jobs: How many they are.
         """
@@ -54,7 +54,6 @@ class Local:
         environment = {"OMP_NUM_THREADS": str(max(1, cores // n_jobs)), **outer_environment(), TRIAL: folder.name}
         if n_jobs > 1 and len(gpus := visible_gpus()) > 1:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot::n_jobs] or [gpus[slot % len(gpus)]])
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with open(folder.with_suffix(".log"), "ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "src.train", *overrides],

@@ -83,7 +83,8 @@ def first_script(composed: Sequence[Composed], cluster: Mapping[str, Any]) -> st
         ConfigError: One cannot.
     """
     folder = Path("STUDY", composed[0].cfg["experiment"] or "none", "000")
-    return [job_script(one.overrides, folder, cluster) for one in composed][:2][-1]
+    scripts = [job_script(one.overrides, folder, cluster) for one in composed]
+    return scripts[1]  # the first holds what all trials have in common
 
 
 def job_name(folder: Path) -> str:
@@ -110,7 +111,6 @@ class Slurm:
             SlurmError: It is refused.
         """
         script = job_script(overrides, folder, self.cluster)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         folder.with_suffix(".log").touch()
         number = ask("sbatch", "--parsable", "--export=ALL", stdin=script).strip().partition(";")[0]
         self._jobs[job_name(folder)], self._asked = number, time.monotonic()

@@ -7,21 +7,22 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString, RangeSweep
 from omegaconf import OmegaConf
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from src.config import Composed, ConfigError, compose
 from src.config.check import place
 from src.config.errors import hint
 from src.config.schema import plain, typed
-from src.config.sources import ConfigFolder, escaped, parse_override, take_arguments, written
+from src.config.sources import ConfigFolder, Setting, escaped, parse_override, take_arguments, written
 from src.search.slurm import Cluster
 
 SETTINGS = ("sampler", "pruner", "n_trials", "n_jobs", "seeds", "launcher")
 """Keys of a sweep that a command line may give."""
 
-Space = dict[str, BaseDistribution]
+Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
+Space = dict[str, Distribution]
 
 Sampler = Enum("Sampler", ["tpe", "random", "grid"])
 Pruner = Enum("Pruner", ["none", "median", "hyperband"])
@@ -73,16 +74,24 @@ def read_sweep(name: str, own: Mapping[str, Any], overrides: Sequence[str]) -> d
     Raises:
         ConfigError: With every problem of the file.
     """
-    files, file = ConfigFolder(), f"sweep/{name}"
-    if name not in files.options("sweep"):
-        raise ConfigError(f"sweep={name}: there is no sweep called {name}{hint(name, files.options('sweep'))}")
-    if fault := files.unreadable(file):
-        raise ConfigError(fault)
-    values: Any = OmegaConf.to_container(OmegaConf.load(files.path / f"{file}.yaml"))
-    lines = {key: [setting] for key, setting in files.settings(file, "")}
-    sweep = complete({**values, **own}, lambda key: "" if key in own else place(key, lines) or f"configs/{file}.yaml: ")
+    values = _read("sweep", name)
+    lines = {key: [setting] for key, setting in ConfigFolder().settings(f"sweep/{name}", "")}
+
+    def where(key: str) -> str:
+        at = place(key, lines) or place(key.rpartition(".")[0], lines) or f"configs/sweep/{name}.yaml: "
+        return f"{'' if key in own else at}{key}: "
+
+    sweep = complete({**values, **own}, where)
     sweep["overrides"] += overrides
     return sweep
+
+
+def _read(group: str, name: str) -> dict[str, Any]:
+    files = ConfigFolder()
+    if faults := list(files.faults(group, Setting(f"{group}={name}", name))):
+        raise ConfigError(*faults)
+    values: Any = OmegaConf.to_container(OmegaConf.load(files.path / f"{group}/{name}.yaml"))
+    return dict(values)
 
 
 def read_grid(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -91,19 +100,21 @@ def read_grid(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     Raises:
         ConfigError: There is no such key, or one has values that cannot be counted.
     """
-    parsed = {text: parse_override(text, several=True) for text in overrides}
-    several = {text: override for text, override in parsed.items() if override.is_sweep_override()}
-    for text, override in several.items():
-        if not (override.is_choice_sweep() or override.is_range_sweep()):
+    space, common = dict[str, list[Any]](), list[str]()
+    for text in overrides:
+        override = parse_override(text, several=True)
+        key = override.get_key_element()
+        if not override.is_sweep_override() or key in space:  # twice: refused with the points
+            common.append(text)
+        elif isinstance(override.value(), ChoiceSweep | RangeSweep):
+            space[key] = [parse_override(f"{key}={value}").value() for value in override.sweep_string_iterator()]
+        else:
             raise ConfigError(f"{text}: values are written key=a,b or key=range(1,4); an interval needs a sweep=NAME")
-    if not several and not own.get("seeds") and own.get("launcher") != "slurm":  # there, one run is a job as well
+    if not space and not own.get("seeds") and own.get("launcher") != "slurm":  # there, one run is a job as well
         raise ConfigError(
             "nothing to sweep over: give a key several values, optimizer.lr=0.1,0.2, or choose a file of "
             f"configs/sweep/ by sweep=NAME{hint('', ConfigFolder().options('sweep'))}"
         )
-    keys = {override.get_key_element(): override.sweep_string_iterator() for override in several.values()}
-    space = {key: [parse_override(f"{key}={value}").value() for value in values] for key, values in keys.items()}
-    common = [text for text in overrides if text not in several]
     return complete({"space": space, "overrides": common, "sampler": "grid", **own})
 
 
@@ -120,40 +131,45 @@ def read_cluster(own: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict
     given, rest = take_arguments(overrides, names)
     settings = {key: value for key, value in own.items() if key != "dry_run"}
     if own.get("launcher") != "slurm":
-        if names or own.keys() > settings.keys():
-            raise ConfigError(f"{next(iter(names), 'dry_run')}: is for launcher=slurm")
+        for name in [*names, *(own.keys() - settings.keys())]:
+            raise ConfigError(f"{name}: is for launcher=slurm")
         return settings, rest, False
-    name, files = str(given.pop("cluster", "default")), ConfigFolder()
-    if name not in files.options("cluster"):
-        raise ConfigError(f"cluster={name}: there is no cluster called {name}{hint(name, files.options('cluster'))}")
-    if fault := files.unreadable(f"cluster/{name}"):
-        raise ConfigError(fault)
-    values: Any = OmegaConf.to_container(OmegaConf.load(files.path / f"cluster/{name}.yaml"))
-    settings["cluster"] = values | {key.removeprefix("cluster."): value for key, value in given.items()}
-    return settings, rest, own.get("dry_run") is True
+    if not isinstance(is_dry := own.get("dry_run", False), bool):
+        raise ConfigError(f"dry_run={is_dry}: expected true or false")
+    cluster = _read("cluster", str(given.pop("cluster", "default")))
+    settings["cluster"] = cluster | {key.removeprefix("cluster."): value for key, value in given.items()}
+    return settings, rest, is_dry
 
 
-def complete(values: Mapping[str, Any], where: Callable[[str], str] = lambda key: "") -> dict[str, Any]:
+def _named(key: str) -> str:
+    return f"{key.removeprefix('space.')}: "
+
+
+def complete(values: Mapping[str, Any], where: Callable[[str], str] = _named) -> dict[str, Any]:
     """Checks keys, types and intervals, and fills in what is not said.
 
     Args:
         values: The sweep as it is written.
-        where: From a dotted key to the place that sets it, as the beginning of a message.
+        where: From a dotted key to the place that sets it and its name, as the beginning of a message.
 
     Raises:
         ConfigError: With every problem.
     """
+    space, cluster, is_grid = values.get("space"), values.get("cluster", {}), values.get("sampler") == "grid"
     problems = list(_faults(Sweep, {key: value for key, value in values.items() if key != "cluster"}, "", where))
-    problems += _faults(Cluster, values.get("cluster", {}), "cluster.", where)
+    if isinstance(cluster, Mapping):
+        problems += _faults(Cluster, cluster, "cluster.", where)
+    else:
+        problems.append(f"{where('cluster')}expected the keys of a file of configs/cluster/, got {written(cluster)}")
     for name in ("n_trials", "n_jobs"):
         if isinstance(values.get(name), int) and values[name] < 1:
-            problems.append(f"{where(name)}{name}: must be at least 1, not {values[name]}")
-    is_grid = values.get("sampler") == "grid"
+            problems.append(f"{where(name)}must be at least 1, not {values[name]}")
     if not problems and values.get("n_trials") is None and not is_grid:
         problems.append("n_trials=N: say how many trials there are to be")
-    if isinstance(values.get("space"), Mapping):
-        for key, given in values["space"].items():
-            problems += _space_faults(f"space.{key}", given, is_grid, where)
+    if isinstance(values.get("seeds"), list):
+        problems += _twice(values["seeds"], where("seeds"))
+    for key, given in space.items() if isinstance(space, Mapping) else ():
+        problems += _space_faults(f"space.{key}", given, is_grid, where)
     if problems:
         raise ConfigError(*problems)
     return plain(OmegaConf.merge(OmegaConf.structured(Sweep), escaped(dict(values))))
@@ -162,28 +178,34 @@ def complete(values: Mapping[str, Any], where: Callable[[str], str] = lambda key
 def _faults(section: type, values: Mapping[str, Any], path: str, where: Callable[[str], str]) -> Iterator[str]:
     known = typed(section).arguments
     for name, value in values.items():
-        at = f"{where(path + name)}{path}{name}: "
         if name not in known:
-            yield f"{at}there is no such key{hint(name, known)}"
+            yield f"{where(f'{path}{name}')}there is no such key{hint(str(name), known)}"
         elif expected := known[name].expected(value):
-            yield f"{at}expected {expected.replace('typing.', '')}, got {written(value)}"
-    missing = [name for name, argument in known.items() if argument.default is None and name not in values]
-    yield from (f"{where(path.rstrip('.'))}{path}{name}: missing" for name in missing)
+            yield f"{where(f'{path}{name}')}expected {expected.replace('typing.', '')}, got {written(value)}"
+    for name, argument in known.items():
+        if argument.default is None and name not in values:
+            yield f"{where(f'{path}{name}')}missing"
 
 
 def _space_faults(path: str, given: Any, is_grid: bool, where: Callable[[str], str]) -> Iterator[str]:
-    at = f"{where(path)}{path}: "
-    if not isinstance(given, Mapping):
-        if not isinstance(given, list) or not given:
-            yield f"{at}expected a list of values, or low and high, got {written(given)}"
+    if isinstance(given, list) and given:
+        yield from _twice(given, where(path))
+    elif not isinstance(given, Mapping):
+        yield f"{where(path)}expected a list of values, or low and high, got {written(given)}"
     elif faults := list(_faults(Interval, given, f"{path}.", where)):
         yield from faults
     else:
         try:
-            if isinstance(_distribution(given), FloatDistribution) and is_grid and "step" not in given:
-                yield f"{at}a grid needs a list of values, or a step"
+            values = _distribution(given)
+            if is_grid and isinstance(values, FloatDistribution) and values.step is None:
+                yield f"{where(path)}a grid needs a list of values, or a step"
         except ValueError as error:
-            yield f"{at}{error}"
+            yield f"{where(path)}{error}"
+
+
+def _twice(values: Sequence[Any], at: str) -> Iterator[str]:
+    texts = [_text(value) for value in values]
+    yield from (f"{at}{text} is given twice" for text in dict.fromkeys(texts) if texts.count(text) > 1)
 
 
 def distributions(space: Mapping[str, Any]) -> Space:
@@ -191,10 +213,12 @@ def distributions(space: Mapping[str, Any]) -> Space:
     return {key: _distribution(given) for key, given in space.items()}
 
 
-def _distribution(given: Any) -> BaseDistribution:
+def _distribution(given: Any) -> Distribution:
     if isinstance(given, list):
-        return CategoricalDistribution(list(dict.fromkeys(map(_text, given))))
-    return (IntDistribution if all(isinstance(value, int) for value in given.values()) else FloatDistribution)(**given)
+        return CategoricalDistribution([_text(value) for value in given])
+    interval = {name: value for name, value in given.items() if value is not None}
+    is_whole = all(isinstance(value, int) for value in interval.values())
+    return (IntDistribution if is_whole else FloatDistribution)(**interval)
 
 
 def _text(value: Any) -> str:
@@ -208,11 +232,11 @@ def grid(space: Space) -> list[dict[str, Any]]:
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*map(_values, space.values()))]
 
 
-def _values(distribution: BaseDistribution) -> list[Any]:
+def _values(distribution: Distribution) -> list[Any]:
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
-    assert isinstance(distribution, IntDistribution | FloatDistribution) and distribution.step is not None
     low, step = distribution.low, distribution.step
+    assert step is not None
     return [low + number * step for number in range(round((distribution.high - low) / step) + 1)]
 
 
@@ -231,13 +255,13 @@ def check_points(sweep: Mapping[str, Any]) -> list[Composed]:
         ConfigError: With every problem, or keys that are varied and set, or trials that cannot be compared.
     """
     space, overrides = distributions(sweep["space"]), sweep["overrides"]
-    ends = {key: list(getattr(values, "choices", ())) or [values.low, values.high] for key, values in space.items()}  # type: ignore[attr-defined]
+    ends = {key: d.choices if isinstance(d, CategoricalDistribution) else (d.low, d.high) for key, d in space.items()}
     first = {key: values[0] for key, values in ends.items()}
     points = [first, *(first | {key: value} for key, values in ends.items() for value in values[1:])]
     points += [first | {"seed": seed} for seed in sweep["seeds"]]
-    varied = [*space, *(["seed"] if sweep["seeds"] else [])]
+    varied = [*(key.lstrip("+") for key in space), *(["seed"] if sweep["seeds"] else [])]
     keys = [*varied, *(text.lstrip("+").partition("=")[0] for text in overrides)]
-    if twice := {key for key in varied if keys.count(key) > 1}:
+    if twice := [key for key in varied if keys.count(key) > 1]:
         raise ConfigError(*(f"{key}: this sweep varies it, and it is given twice" for key in twice))
     composed, problems = [compose(overrides)], list[str]()
     for point in points:

@@ -59,13 +59,13 @@ def summarize(search: Search) -> bool:
 
 def table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns rows as aligned columns, numbers to four digits, without columns that are empty."""
-    lines = []
-    for row in rows:
-        cells = [row.get(name) for name in names]
-        lines.append([f"{c:.4g}" if isinstance(c, float) else "" if c is None else str(c) for c in cells])
-    columns = [column for column in zip(names, *lines, strict=True) if any(column[1:])]
-    padded = [[" ".join(cell.split()).ljust(max(map(len, column))) for cell in column] for column in columns]
+    columns = [[name, *(_cell(row.get(name)) for row in rows)] for name in names]
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns if any(column[1:])]
     return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else " ".join(str(value).split())
 
 
 def draw(study: optuna.Study, folder: Path, metric: str) -> None:

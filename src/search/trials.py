@@ -100,10 +100,9 @@ class Search:
         seed = random.Random(f"{self.seed} {number}").getrandbits(32)  # neighbouring seeds would draw alike
         if self.points is not None:
             return samplers.PartialFixedSampler(self.points[number], samplers.RandomSampler(seed))
-        is_random = self.sweep["sampler"] == "random"
-        return (
-            samplers.RandomSampler(seed) if is_random else samplers.TPESampler(seed=seed, constant_liar=self.n_jobs > 1)
-        )
+        if self.sweep["sampler"] == "random":
+            return samplers.RandomSampler(seed)
+        return samplers.TPESampler(seed=seed, constant_liar=self.n_jobs > 1)
 
     def _run_of(self, trial: Trial, seed: int | None) -> tuple[list[str], Path]:
         """The overrides of a run of a trial, and its folder."""
@@ -127,6 +126,7 @@ class Search:
             if status.get("state") != "finished":
                 if trial.number not in self.left:
                     words = [f"resume={folder}"] if status else overrides
+                    folder.parent.mkdir(exist_ok=True)
                     process = process or self.launcher.launch(words, folder, slot, self.n_jobs)
                     is_watched = not scores and self.sweep["pruner"] != "none"
                     self.jobs[trial.number] = Job(trial, slot, folder, process, is_watched)
@@ -200,7 +200,7 @@ def open_ledger(folder: Path, mode: str) -> optuna.Study:
         with open(path, "rb+") as file:
             file.truncate(len(whole + end))
     storage = storages.JournalStorage(JournalFileBackend(str(path)))
-    direction = optuna.study.StudyDirection.MAXIMIZE if mode == "max" else optuna.study.StudyDirection.MINIMIZE
+    direction = optuna.study.StudyDirection["MAXIMIZE" if mode == "max" else "MINIMIZE"]
     return optuna.create_study(storage=storage, study_name=folder.name, direction=direction, load_if_exists=True)
 
 

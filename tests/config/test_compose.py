@@ -11,7 +11,7 @@ from src.config.sources import ConfigFolder
 
 def test_default_experiment():
     composed = compose()
-    assert composed.cfg["experiment"] == composed.choices["experiment"] == "mnist_linear"
+    assert composed.cfg["experiment"] == "mnist_linear"
     assert composed.cfg["data"]["_target_"] == "src.data.mnist.MNISTSubsetDataModule"
     assert composed.cfg["optimizer"]["lr"] == 2e-3
 
@@ -21,8 +21,9 @@ def test_default_experiment():
     [f"{group}={name}" for group in ConfigFolder().groups() for name in ConfigFolder().options(group)],
 )
 def test_every_shipped_choice_is_right(choice):
-    group, _, name = choice.partition("=")
-    assert compose([choice]).choices[group] == name
+    provenance = compose([choice]).provenance
+    wheres = {setting.where for settings in provenance.values() for setting in settings}
+    assert {setting.where for _, setting in ConfigFolder().settings(choice.replace("=", "/"), "")} <= wheres
 
 
 VALUES = [
@@ -79,6 +80,10 @@ def test_environment_sets_folders(monkeypatch):
     assert (cfg["runs_dir"], cfg["data"]["root"]) == ("/tmp/runs of {me}", "/tmp/data=here")
 
 
+def test_other_keys_can_refer_to_the_experiment():
+    assert compose(["experiment=mnist_mlp", "name=${experiment} again"]).cfg["name"] == "mnist_mlp again"
+
+
 def test_own_settings_of_a_machine(configs):
     (configs / "local").mkdir()
     (configs / "local/default.yaml").write_text("# @package _global_\ntrainer:\n  accelerator: cpu\n", encoding="utf-8")
@@ -104,7 +109,7 @@ def test_choices_keep_their_order_of_precedence(configs):
     )
     assert compose(["experiment=mine"], configs).cfg["optimizer"]["lr"] == 5.0
     composed = compose(["experiment=mine", "optimizer=adam", "optimizer.lr=7"], configs)
-    assert composed.choices["optimizer"] == "adam"
+    assert composed.cfg["optimizer"]["_target_"] == "torch.optim.Adam"
     assert [setting.text for setting in composed.provenance["optimizer.lr"]] == ["1.0e-3", "5.0", "7"]
 
 

@@ -61,8 +61,10 @@ ON_THE_COMMAND_LINE = {
     "early_stopping=null": (
         "early_stopping=null: null is no section; its keys are early_stopping.patience, early_stopping.min_delta"
     ),
+    "++tags='\\${x}'": "++tags='\\${x}': expected list[str], got the text '${x}'",
     "tags.first=a": "tags.first=a: tags is the value [], not a section",
     "seed.x=1": "seed.x=1: seed is the value 0, not a section",
+    "experiment.x=1": "experiment.x=1: experiment is the value 'mnist_linear', not a section",
     "optimizer.lr=???": "optimizer.lr=???: must be given: optimizer.lr=...",
     # ranges
     "trainer.max_epochs=-3": "trainer.max_epochs=-3: must be at least 1, or -1 for no limit, not -3",
@@ -89,6 +91,7 @@ ON_THE_COMMAND_LINE = {
     "optimizer._target_=torch.optim.os": "optimizer._target_=torch.optim.os: torch.optim.os names no class",
     "trainer._target_=os.system": "trainer._target_=os.system: lightning.pytorch.Trainer has no argument _target_",
     "callbacks.mine.depth=1": "callbacks.mine.depth=1: callbacks.mine needs a _target_",
+    "callbacks.other={1:2}": "callbacks.other={1:2}: callbacks.other needs a _target_",
     # grammar and interpolation
     "mnist_mlp": "mnist_mlp: an override is written key=value; did you mean experiment=mnist_mlp?",
     "nothing": "nothing: an override is written key=value",
@@ -100,6 +103,8 @@ ON_THE_COMMAND_LINE = {
         "tags=[a: cannot be read (no viable alternative at input '[a'); text with other characters than letters, "
         "digits and /-.+_ goes in quotes: tags=\"'...'\""
     ),
+    "optimizer.lr='${'": "optimizer.lr='${': cannot be read (no viable alternative at input '${')",
+    "trainer.max_time={null:1}": "trainer.max_time={null:1}: cannot be read (Incompatible key type 'NoneType')",
     "name=${nobody}": "name=${nobody}: name: cannot be resolved: Interpolation key 'nobody' not found",
     "name=${oc.env:NOBODY_SETS_THIS}": (
         "name=${oc.env:NOBODY_SETS_THIS}: name: cannot be resolved: "

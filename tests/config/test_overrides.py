@@ -66,6 +66,14 @@ def test_own_arguments_of_a_command():
     assert rest == ["data.batch_size=3"]
 
 
+def test_own_argument_with_a_brace_or_an_environment_variable(monkeypatch):
+    monkeypatch.setenv("HOME_OF_RUNS", "/r")
+    taken, _ = take_arguments(["ckpt=/a/${b", "resume=${oc.env:HOME_OF_RUNS}/x"], ("ckpt", "resume"))
+    assert taken == {"ckpt": "/a/${b", "resume": "/r/x"}
+    with pytest.raises(ConfigError, match=r"^ckpt=\$\{x\}: cannot be read \(Interpolation key 'x' not found\)"):
+        take_arguments(["ckpt=${x}"], ("ckpt",))
+
+
 def test_own_argument_that_cannot_be_read():
     with pytest.raises(ConfigError, match=r"^split=a,b: several values"):
         take_arguments(["split=a,b"], ("split",))

@@ -1,10 +1,12 @@
 """A stored configuration with overrides, under the same checks and without the shipped files."""
 
 import copy
+import json
 
 import pytest
+import yaml
 
-from src.config import ConfigError, apply_overrides, compose
+from src.config import ConfigError, apply_overrides, compose, compose_run
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def test_nothing_changes_without_overrides(stored, tmp_path):
     before = copy.deepcopy(stored)
     composed = apply_overrides(stored, [], config_dir=tmp_path)
     assert composed.cfg == stored == before
-    assert composed.choices == {"experiment": "mnist_mlp"}
+    assert composed.cfg["experiment"] == "mnist_mlp"
 
 
 def test_a_key_is_set(stored):
@@ -35,7 +37,7 @@ def test_an_allowed_group_is_replaced(stored):
     composed = apply_overrides(stored, ["data=mnist_subset", "data.batch_size=7"], allowed_groups=["data", "trainer"])
     assert composed.cfg["data"] == compose(["data=mnist_subset", "data.batch_size=7"]).cfg["data"]
     assert composed.cfg["model"] == stored["model"]
-    assert composed.choices == {"experiment": "mnist_mlp", "data": "mnist_subset"}
+    assert composed.cfg["experiment"] == "mnist_mlp"
     assert composed.provenance["data.batch_size"][0].where == "configs/data/mnist_subset.yaml:3"
 
 
@@ -82,3 +84,11 @@ def test_hostile_target_at_any_depth(stored):
     hostile["callbacks"] = {"x": free_form}
     [problem] = refused(hostile, [])
     assert problem.startswith("callbacks.x.others.0.a._target_: os.system is not an allowed target")
+
+
+def test_a_part_of_a_value_that_may_change_on_resume(stored, tmp_path):
+    cfg = apply_overrides(stored, ["trainer.max_time={hours: 1}"]).cfg
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg), encoding="utf-8")
+    (tmp_path / "status.json").write_text(json.dumps({"state": "finished", "run_id": "x"}), encoding="utf-8")
+    resumed = compose_run([f"resume={tmp_path}", "trainer.max_time.hours=2"]).resumed
+    assert resumed.changes == {"trainer.max_time.hours": (1, 2)} and resumed.extends

@@ -56,6 +56,7 @@ def test_the_script_of_a_job() -> None:
         (["launcher=slrum", "seed=1,2"], ["launcher: expected local or slurm, got slrum"]),
         (["seed=1,2", "cluster.time=1:00"], ["cluster.time: is for launcher=slurm"]),
         (["seed=1,2", "dry_run=true"], ["dry_run: is for launcher=slurm"]),
+        (["launcher=slurm", "seed=1,2", "dry_run=1"], ["dry_run=1: expected true or false"]),
         (
             ["launcher=slurm", "trainer=ddp"],
             ["trainer.devices=auto: a Slurm job has a task for each device: write trainer.devices=N"],

@@ -68,6 +68,10 @@ def test_commas_that_are_no_sweep(word: str) -> None:
             ["optimizer.lr=interval(0,1)"],
             "optimizer.lr=interval(0,1): values are written key=a,b or key=range(1,4); an interval needs a sweep=NAME",
         ),
+        (
+            ["model=glob(*)"],
+            "model=glob(*): values are written key=a,b or key=range(1,4); an interval needs a sweep=NAME",
+        ),
     ],
 )
 def test_no_grid(words: list[str], message: str) -> None:
@@ -122,6 +126,13 @@ def test_whole_numbers_steps_and_choices_as_a_grid(read: Read) -> None:
     assert {point["c"] for point in values} == {"x", "1"} and len(values) == 18
 
 
+def test_numbers_that_are_alike_are_no_repetition(read: Read) -> None:
+    """One batch, and all of them."""
+    assert len(points("trainer.limit_train_batches=1,1.0")) == 2 and len(points("x=1,'1',true")) == 3
+    sweep = read("sampler: grid\nspace:\n  a: {low: 1, high: 3, step: null}\n")
+    assert grid(distributions(sweep["space"])) == [{"a": 1}, {"a": 2}, {"a": 3}]  # type: ignore[arg-type]
+
+
 NO_FILE = "space: {seed: [1, 2]}"
 MISTAKES = {  # after the name of the file
     "n_trails: 3\nspace: {seed: [1]}\nsampler: grid": ":1: n_trails: there is no such key; did you mean n_trials?",
@@ -138,6 +149,18 @@ MISTAKES = {  # after the name of the file
     "n_trials: 1\nspace:\n  a: {lo: 1, low: 1, high: 2}": ":3: space.a.lo: there is no such key; did you mean low?",
     "sampler: grid\nspace:\n  a: {low: 0.0, high: 1}": ":3: space.a: a grid needs a list of values, or a step",
     "a: [": ":2: not valid YAML: expected the node content, but found '<stream end>' (while parsing a flow node)",
+    "n_trials: 1\nspace:\n  a: [1, x, 1, 1]": ":3: space.a: 1 is given twice",
+    "n_trials: 1\nseeds: [3, 3]\nspace: {a: [1]}": ":2: seeds: 3 is given twice",
+    "sampler: grid\nspace:\n  a: {low: 0.0, high: 1, step: null}": (
+        ":3: space.a: a grid needs a list of values, or a step"
+    ),
+    "n_trials: 1\nspace: {a: [1]}\ncluster: big": (
+        ":3: cluster: expected the keys of a file of configs/cluster/, got big"
+    ),
+    "1: 2\nn_trials: 1\nspace: {a: [1]}": (
+        ":1: 1: there is no such key; choices: space, overrides, sampler, pruner, n_trials, n_jobs, seeds, launcher, "
+        "cluster"
+    ),
     "- a": ": expected key: value lines, found a list",
 }
 
@@ -174,6 +197,11 @@ def test_all_mistakes_are_told_at_once_and_there_is_no_such_file(read: Read) -> 
         (["optimizer.lr=0.1,-1"], "optimizer.lr=-1: must be above 0, not -1"),
         (["model=linear,mpl"], "model=mpl: there is no model called mpl; did you mean mlp?"),
         (["seed=1,2", "seed=3"], "seed: this sweep varies it, and it is given twice"),
+        (["seed=1,2", "seed=3,4"], "seed: this sweep varies it, and it is given twice"),
+        (["seed=1,2", "seed=1,2"], "seed: this sweep varies it, and it is given twice"),
+        (["+seed=1,2", "seed=3"], "seed: this sweep varies it, and it is given twice"),
+        (["seed=1,1"], "seed: 1 is given twice"),
+        (["optimizer.lr=0.1,0.2,1e-1", "model=mlp,mlp"], "optimizer.lr: 0.1 is given twice\nmodel: mlp is given twice"),
         (
             ["monitor.metric=val/acc,val/f1"],
             "monitor: {metric: val/f1, mode: max} with monitor.metric=val/f1, but {metric: val/acc, mode: max} without",
