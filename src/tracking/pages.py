@@ -69,7 +69,8 @@ def write_index(runs_dir: Path, runs: Sequence[StoredRun]) -> Path:
     """
     for run in runs:
         page, status = run.folder / "report.html", run.folder / "status.json"
-        if not page.is_file() or (status.is_file() and page.stat().st_mtime < status.stat().st_mtime):
+        going_on = run.status.get("state") == "running"  # or killed: its status is told of neither
+        if going_on or not page.is_file() or (status.is_file() and page.stat().st_mtime < status.stat().st_mtime):
             write_report(run.folder)
     keys = differing_keys(runs)
     rows = [summary(run, keys) for run in runs]
@@ -190,7 +191,7 @@ def picture(run: StoredRun, name: str) -> str | None:
         image = Image.open(io.BytesIO(data)).convert("RGB")
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, SyntaxError) as error:  # Pillow raises either
         run.faults.append(f"{name} is damaged: {error}")
         return None
     if len(data) > LARGEST_PICTURE:

@@ -19,7 +19,7 @@ from src.config import ConfigError
 from src.config.errors import hint
 from src.config.resume import differences
 from src.config.sources import written
-from src.tracking.files import read_rows
+from src.tracking.files import complete_lines, merged_rows
 from src.tracking.text import reading_order
 
 LABELS = ("name", "notes", "tags", "group", "runs_dir", "logger", "pictures", "black_box")
@@ -48,9 +48,10 @@ class StoredRun:
         self.folder, self.faults = folder, list[str]()
         self.status = self.json("status.json")
         self.config: dict[str, Any] = self.read("config.yaml", lambda text: yaml.load(text, Loader), {})
-        self.name = str(self.status.get("name") or folder.name)
-        if self.name == folder.name and (folder.parents[1] / "sweep.yaml").is_file():
-            self.name = f"{folder.parents[1].name}/{folder.name}"  # every study has a trial 000
+        own = folder.absolute()
+        self.name = str(self.status.get("name") or own.name)
+        if self.name == own.name and (own.parent.parent / "sweep.yaml").is_file():
+            self.name = f"{own.parent.parent.name}/{own.name}"  # every study has a trial 000
         self.experiment = str(self.config.get("experiment") or self.status.get("experiment"))
         monitor = self.config.get("monitor") or self.status.get("monitor")
         self.monitor = {"metric": "val/loss", "mode": "min"}
@@ -79,15 +80,15 @@ class StoredRun:
 
     def rows(self) -> list[dict[str, float | None]]:
         """The metrics by step."""
-        return self.read("metrics.jsonl", lambda _: read_rows(self.folder), [])
+        return self.read("metrics.jsonl", merged_rows, [])
 
     def events(self) -> list[dict[str, Any]]:
         """The timeline."""
-        return self.read("events.jsonl", lambda text: list(map(json.loads, complete(text))), [])
+        return self.read("events.jsonl", lambda text: list(map(json.loads, complete_lines(text))), [])
 
     def perf(self) -> list[dict[str, float | None]]:
         """Wall-clock times and memory, a row for each value; by step; of a step taken again after a kill the last."""
-        lines: list[list[str]] = self.read("perf.csv", lambda text: list(csv.reader(complete(text)))[1:], [])
+        lines: list[list[str]] = self.read("perf.csv", lambda text: list(csv.reader(complete_lines(text)))[1:], [])
         latest = {(int(step), name): float(value) for step, name, value in lines}
         return [{"step": step, name: value} for (step, name), value in sorted(latest.items())]
 
@@ -115,11 +116,6 @@ class StoredRun:
             return psutil.Process(self.status["pid"]).create_time() < datetime.fromisoformat(began).timestamp() + 1
         except (psutil.Error, LookupError, TypeError, ValueError):  # gone, or the status is damaged
             return False
-
-
-def complete(text: str) -> list[str]:
-    """The lines of a text without the last one if a crash has left that without its end."""
-    return text.rpartition("\n")[0].splitlines()
 
 
 def find_runs(runs_dir: Path) -> list[StoredRun]:

@@ -155,6 +155,13 @@ def test_a_folder_that_cannot_be_written_still_gives_a_table(runs: Path, capsys:
     assert "seed2" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("here", "flag"), [("x", "."), ("x", "fast"), ("x/fast", "."), ("", "x/fast")])
+def test_a_folder_may_be_named_from_anywhere(here: str, flag: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs / here)
+    assert "fast" in main([flag, "--columns", "run"]).splitlines()
+    assert list(runs.rglob("index.html")) == [(runs / here / flag).resolve() / "index.html"]
+
+
 def test_the_default_folder_is_that_of_the_configuration(runs: Path) -> None:
     assert main(["--columns", "run"]).splitlines()[1] == "seed0"  # RUNS_DIR
 
