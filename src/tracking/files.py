@@ -44,11 +44,19 @@ class AppendOnlyFile:
             self._file = None
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader, or a kill, sees the old one or the new one, and never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def complete_lines(text: str) -> list[str]:
     """The lines of a text but for the last one, if a crash has left that without its end."""
-    return text.split("\n")[
-        :-1
-    ]  # splitlines would also cut at U+2028, which JSON may hold
+    return text.split("\n")[:-1]  # splitlines would also cut at U+2028, which JSON may hold
 
 
 def read_rows(run_dir: Path) -> Rows:

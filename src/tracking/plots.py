@@ -5,7 +5,8 @@ matplotlib is imported by the first picture: a run that draws none does not wait
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
 LINES = {"train": ("training", "#4c78a8"), "val": ("validation", "#e4572e")}
+COLOURS = dict(LINES.values())
 LABELS = {
     "acc": "accuracy", "f1": "macro F1", "mae": "mean absolute error", "fpr": "false positive rate",
     "tpr": "true positive rate", "average_precision": "average precision", "auroc": "area under the curve",
@@ -40,11 +42,55 @@ def loss_curves(rows: Rows, monitor: str = "val/loss") -> "Figure":
     kinds = list(dict.fromkeys(["loss", monitor.rpartition("/")[2]]))
     figure = _figure(5.2 * len(kinds), 3.9)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        _draw_curves(axes, rows, kind)
+        series = {}
+        for split, (name, _) in LINES.items():
+            pairs = [(row.get("epoch"), row.get(f"{split}/{kind}")) for row in rows]
+            if points := {epoch + 1: value for epoch, value in pairs if epoch is not None and value is not None}:
+                series[name] = list(points.items())
+        draw_lines(axes, series, "epoch", LABELS.get(kind, kind))
     return figure
 
 
-def confusion_matrix(counts: npt.ArrayLike, class_names: Sequence[str], title: str = "Confusion matrix") -> "Figure":
+def draw_lines(axes: "Axes", series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str = "") -> None:
+    """Draws lines, logarithmic where values are far apart; NaN leaves a gap."""
+    finite: list[float] = []
+    for name, points in series.items():
+        xs, ys = np.array(points, dtype=np.float64).T
+        axes.plot(xs, ys, label=name, color=COLOURS.get(name), marker="." if len(points) < 60 else "", linewidth=1.3)
+        finite += ys[np.isfinite(ys)].tolist()
+    axes.locator_params(axis="y", nbins=6)
+    axes.locator_params(axis="x", nbins=6, integer=True, min_n_ticks=1)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    if finite and 0 < 1000 * min(finite) < max(finite):
+        axes.set_yscale("log")
+    if not finite:
+        axes.text(0.5, 0.5, f"no finite {y or 'value'} was logged", ha="center", transform=axes.transAxes)
+    _label(axes, x, y)
+    if len(series) > 1 or (series and y):
+        _legend(axes)
+
+
+def of_test(results: Mapping[str, Any]) -> dict[str, Callable[[], "Figure"]]:
+    """What draws each picture of a test, by its name; `results` as in ``results/test.json``."""
+    drawings: dict[str, Callable[[], Figure]] = {}
+    if "confusion" in results:
+        names = results["class_names"]
+        counts = np.zeros((len(names), len(names)), dtype=np.int64)
+        for true, predicted, count in results["confusion"]:
+            counts[true, predicted] = count
+        drawings["confusion_matrix"] = partial(confusion_matrix, counts, names)
+    if curves := results.get("curves"):  # none where only one class was tested
+        drawings |= {"precision_recall": partial(precision_recall, curves), "roc": partial(roc, curves)}
+    if "calibration" in results:
+        drawings["calibration"] = partial(calibration, results["calibration"])
+    if "pairs" in results:
+        names, units = ([target[key] for target in results["targets"]] for key in ("name", "unit"))
+        for draw in (parity, residuals):
+            drawings[draw.__name__] = partial(draw, results["pairs"], names, units)
+    return drawings
+
+
+def confusion_matrix(counts: npt.ArrayLike, class_names: Sequence[str]) -> "Figure":
     """Counts of (true class, predicted class); the colour is the share of the true class, so rare classes show as well.
 
     `counts` has shape (num_classes, num_classes). Numbers and names are drawn as far as they can be read.
@@ -68,7 +114,7 @@ def confusion_matrix(counts: npt.ArrayLike, class_names: Sequence[str], title: s
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=size, color=colour)
     total = int(matrix.sum())
     correct = f", {np.trace(matrix) / total:.2%} correct" if total else ""
-    axes.set_title(f"{title}\n{total:,} samples{correct}", fontsize=11, parse_math=False)
+    axes.set_title(f"Confusion matrix\n{total:,} samples{correct}", fontsize=11, parse_math=False)
     return figure
 
 
@@ -125,7 +171,7 @@ def calibration(content: Mapping[str, Any]) -> "Figure":
     below.locator_params(axis="y", integer=True, nbins=4)
     total = sum(one["count"] for one in bins)
     _label(above, "", "accuracy", f"Calibration\n{total:,.0f} samples, expected calibration error {content['ece']:.2%}")
-    _label(below, "confidence of the prediction", "samples", "")
+    _label(below, "confidence of the prediction", "samples")
     return figure
 
 
@@ -151,7 +197,7 @@ def trial(x_name: str, x: Sequence[float], y_name: str, y: Sequence[float], titl
     return figure
 
 
-def pixels(figure: "Figure") -> npt.NDArray[np.uint8]:
+def pixels(figure: "Figure") -> Pixels:
     """The picture as RGB, shape (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -180,9 +226,7 @@ def _class_curves(curves: Curves, x: str, y: str, area: str, title: str) -> "Fig
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     which = "worst classes" if curves[-1]["name"] == MEAN else "each class"
     _label(axes, LABELS.get(x, x), LABELS.get(y, y), f"{title}, {which} against the others")
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, title=LABELS[area])
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # "$" is a character
+    _legend(axes, loc="upper left", bbox_to_anchor=(1, 1), title=LABELS[area])
     return figure
 
 
@@ -227,29 +271,17 @@ def _in(unit: str) -> str:
     return f" ({unit})" if unit else ""
 
 
-def _label(axes: "Axes", x: str, y: str, title: str) -> None:
+def _legend(axes: "Axes", **style: Any) -> None:
+    for text in axes.legend(frameon=False, **style).get_texts():
+        text.set_parse_math(False)  # "$" is a character
+
+
+def _label(axes: "Axes", x: str, y: str, title: str = "") -> None:
     for setter, text in ((axes.set_xlabel, x), (axes.set_ylabel, y), (axes.set_title, title)):
         setter(text, fontsize=10, parse_math=False)  # "$" is a character
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_curves(axes: "Axes", rows: Rows, kind: str) -> None:
-    label = LABELS.get(kind, kind)
-    for split, (name, colour) in LINES.items():
-        pairs = [(row.get("epoch"), row.get(f"{split}/{kind}")) for row in rows]
-        points = {epoch + 1: value for epoch, value in pairs if epoch is not None and value is not None}
-        if any(map(math.isfinite, points.values())):
-            axes.plot(list(points), list(points.values()), color=colour, label=name, marker=".")
-    axes.set(xlabel="epoch", ylabel=label)
-    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
-        axes.legend(frameon=False)
-    else:
-        axes.set_title(f"no finite {label} was logged")
 
 
 def _name_classes(axes: "Axes", class_names: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ import math
 import os
 import socket
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -105,10 +104,8 @@ class StoredRun:
         state, host = str(status.get("state", "unknown")), status.get("host")
         if state == "running" and host == socket.gethostname() and not self._alive():
             return "killed", f"no sign of life: process {status.get('pid')} on {host} is gone"
-        there = (self.folder / "status.json").is_file()
-        return state, "; ".join(
-            filter(None, [status.get("reason") if there else "no status.json", *self.faults])
-        ) or None
+        reason = status.get("reason") if (self.folder / "status.json").is_file() else "no status.json"
+        return state, "; ".join(filter(None, [reason, *self.faults])) or None
 
     def _alive(self) -> bool:
         try:  # a process that is younger than the run has taken over its number
@@ -148,7 +145,6 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def summary(run: StoredRun, keys: Iterable[str] = ()) -> Row:
     """A line of the table: what became of a run, its best and test scores, and some keys of its configuration."""
     score, epoch = run.best() or (None, None)
-    tested = run.tested
     config = dict(leaves(run.config))
     return {
         "run": run.name,
@@ -157,7 +153,7 @@ def summary(run: StoredRun, keys: Iterable[str] = ()) -> Row:
         "reason": (run.reason or "").partition("\n")[0],
         "best epoch": epoch,
         run.monitor["metric"]: score,
-        **{name: tested[name] for name in sorted(tested, key=reading_order)},
+        **{name: run.tested[name] for name in sorted(run.tested, key=reading_order)},
         "seconds": run.status.get("seconds"),
         **{key: config.get(key) for key in keys},
     }
@@ -178,18 +174,16 @@ def differing_keys(runs: Sequence[StoredRun]) -> list[str]:
 
     Not those that only some of the runs have: each data set or optimizer would bring all of its own.
     """
-    values: dict[str, dict[str, list[Any]]] = {}
+    configs: dict[str, list[Row]] = {}
     for run in runs:
-        for key, value in leaves(run.config):
-            values.setdefault(run.experiment, {}).setdefault(key, []).append(value)
-    counts = Counter(run.experiment for run in runs)
-    found = {
-        key: None
-        for experiment, keys in values.items()
-        for key, there in keys.items()
-        if len(there) == counts[experiment] and any(value != there[0] for value in there) and _computes(key)
-    }
-    return list(found)
+        configs.setdefault(run.experiment, []).append(dict(leaves(run.config)))
+    found = [
+        key
+        for first, *others in configs.values()
+        for key, value in first.items()
+        if _computes(key) and all(key in other for other in others) and any(other[key] != value for other in others)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def chosen(runs: Sequence[StoredRun], conditions: Sequence[str]) -> list[StoredRun]:
@@ -210,8 +204,7 @@ def chosen(runs: Sequence[StoredRun], conditions: Sequence[str]) -> list[StoredR
 
 
 def _known(flag: str, name: str, choices: Iterable[str]) -> None:
-    choices = list(dict.fromkeys(choices))
-    if name not in choices:
+    if name not in (choices := list(choices)):
         raise ConfigError(f"{flag} {name}: there is none of that name{hint(name, choices)}")
 
 
@@ -240,7 +233,7 @@ def grouped(runs: Sequence[StoredRun], keys: Sequence[str]) -> list[Row]:
     if not groups:
         raise ConfigError("--group: no run is finished")
     rows = []
-    for each in map(list, map(dict[str, Row].values, groups.values())):
+    for each in [[*group.values()] for group in groups.values()]:
         row: Row = {"experiment": each[0]["experiment"], "n": len(each)}
         for name in columns_of(each):
             values = [one[name] for one in each if one.get(name) is not None]

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -43,14 +43,19 @@ def numeric(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[s
     return [name for name in columns if all(isinstance(row.get(name), int | float | None) for row in rows)]
 
 
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Returns the rows as lines of CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
 def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], style: str = "table") -> str:
     """Returns the rows in aligned columns, as Markdown, or as CSV, which alone keeps every digit."""
     if style == "csv":
-        text = io.StringIO()
         values = ([row.get(name) for name in columns] for row in rows)
         exact = ([value if isinstance(value, float) else cell(value) for value in line] for line in values)
-        csv.writer(text, lineterminator="\n").writerows([columns, *exact])
-        return text.getvalue().rstrip("\n")
+        return csv_text([columns, *exact]).rstrip("\n")
     measured = ([(row.get(name), "/" in row.get("key", name)) for name in columns] for row in rows)
     lines = [[*columns], *([cell(*value) for value in line] for line in measured)]
     if style == "markdown":
