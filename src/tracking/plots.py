@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A font that lacks a script draws boxes in PNGs; pages leave the choice of the font to the browser.
+FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Arial Unicode MS")
+"""From these, as far as the machine has them, PNGs take the letters that matplotlib's own font lacks."""
+# What none of them has is drawn as a box; pages leave the choice of the font to the browser.
 warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
 LINES = {"train": ("training", "#4c78a8"), "val": ("validation", "#e4572e")}
@@ -212,8 +214,12 @@ def save_png(figure: "Figure", path: Path) -> None:
 
 
 def _figure(width: float, height: float) -> "Figure":
+    from matplotlib import font_manager, rcParams
     from matplotlib.figure import Figure
 
+    # matplotlib takes each letter from the first font that has it, and warns of every font that is not there.
+    there = font_manager.get_font_names()
+    rcParams["font.family"] = ["sans-serif", *(name for name in FONTS if name in there)]
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 

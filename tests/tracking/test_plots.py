@@ -128,6 +128,18 @@ def test_names_are_not_formulas() -> None:
     pixels(figure)
 
 
+def test_letters_come_from_the_first_font_that_has_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    hook, plain = "\u1d8a", "sum"  # a letter that matplotlib's own font lacks, and some that it has
+    monkeypatch.setattr("src.tracking.plots.FONTS", ("No Such Font", "STIXGeneral"))
+    shown, unchanged = (pixels(training_batch([np.zeros((9, 9, 3), np.uint8)], [name])) for name in (hook, plain))
+    assert not list(recwarn) and not caplog.records
+    monkeypatch.setattr("src.tracking.plots.FONTS", ())
+    boxes, as_ever = (pixels(training_batch([np.zeros((9, 9, 3), np.uint8)], [name])) for name in (hook, plain))
+    assert not np.array_equal(shown, boxes) and np.array_equal(unchanged, as_ever)
+
+
 def test_no_samples_and_one_class_are_drawn() -> None:
     assert confusion_matrix([[0, 0], [0, 0]], ["a", "b"]).axes[0].get_title() == "Confusion matrix\n0 samples"
     assert confusion_matrix([[3]], ["a"]).axes[0].texts[0].get_text() == "3"
