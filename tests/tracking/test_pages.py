@@ -36,7 +36,8 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 def text(page: Path) -> str:
     """What a reader sees of a page, without pictures, on one line."""
-    bare = re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", page.read_text(), flags=re.DOTALL)
+    whole = page.read_text().replace("<wbr>", "")
+    bare = re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", whole, flags=re.DOTALL)
     return " ".join(html.unescape(bare).split())
 
 
@@ -258,6 +259,17 @@ def test_a_configuration_of_another_time(tmp_path: Path, monkeypatch: pytest.Mon
     folder = write_run(tmp_path / "a")
     (folder / "config.yaml").write_text("seed: 3\nremoved: {key: 1}\nmonitor: {metric: val/acc, mode: max}\n")
     assert "seed 3 0 removed.key 1" in text(write_report(folder))
+
+
+def test_keys_break_between_words(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    (folder / "facts.json").write_text(json.dumps({"<wbr>.a_&": "<i>.b"}))
+    content = write_report(folder).read_text()
+    for cell in (
+        *("data.<wbr>_target_<wbr>", "src.<wbr>data.<wbr>mnist.<wbr>MNISTSubsetDataModule", "0.002"),
+        *("early_<wbr>stopping.<wbr>min_<wbr>delta", "&lt;wbr&gt;.<wbr>a_<wbr>&amp;", "&lt;i&gt;.b"),
+    ):
+        assert f'<td class="name">{cell}</td>' in content
 
 
 def test_the_index_makes_anew_what_is_out_of_date(tmp_path: Path) -> None:
