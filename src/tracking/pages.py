@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 INK = "#012345"  # what is drawn in it takes the page's own text colour, which is another in the dark
 STYLE: dict[Any, Any] = {f"{part}color": INK for part in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.")}
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-TITLES = plots.LABELS | {
-    "lr": "learning rate", "loss_step": "loss of single steps", "grad_norm": "norm of the gradient", "r2": "R²",
-    "rmse": "root mean squared error", "memory_mb": "memory (MB)", "gpu_memory_mb": "memory of the GPU (MB)",
-    "epoch_seconds": "seconds an epoch", "checkpoint_seconds": "seconds a checkpoint",
-    "data_wait_share": "share of the time spent waiting for data", "samples_per_second": "samples per second",
-}  # fmt: skip
 MOST_POINTS = 1500  # of a scatter plot that stay vectors
 LARGEST_PICTURE = 24_000  # bytes; a larger one is embedded as JPEG
 
@@ -106,7 +100,7 @@ def curves(rows: Sequence[Mapping[str, float | None]], monitor: str) -> list[tup
         epochs = [epoch for _, epoch, _ in found[kind].get("validation", [])]
         x = 1 if epochs and len(set(epochs)) == len(epochs) else 0
         series = {name: [(point[x], point[2]) for point in points] for name, points in sorted(found[kind].items())}
-        title = TITLES.get(kind, kind.replace("_", " "))
+        title = plots.LABELS.get(kind, kind.replace("_", " "))
         charts.append((title, drawn(title, line_chart, series, ("step", "epoch")[x])))
     return charts
 

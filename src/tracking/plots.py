@@ -27,6 +27,10 @@ COLOURS = dict(LINES.values())
 LABELS = {
     "acc": "accuracy", "f1": "macro F1", "mae": "mean absolute error", "fpr": "false positive rate",
     "tpr": "true positive rate", "average_precision": "average precision", "auroc": "area under the curve",
+    "lr": "learning rate", "loss_step": "loss of single steps", "grad_norm": "norm of the gradient", "r2": "R²",
+    "rmse": "root mean squared error", "memory_mb": "memory (MB)", "gpu_memory_mb": "memory of the GPU (MB)",
+    "epoch_seconds": "seconds an epoch", "checkpoint_seconds": "seconds a checkpoint",
+    "data_wait_share": "share of the time spent waiting for data", "samples_per_second": "samples per second",
 }  # fmt: skip
 MEAN = "macro average"  # the name of a curve
 POINT, LINE = "#4c78a8", "#e4572e"

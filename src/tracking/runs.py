@@ -19,14 +19,12 @@ from src.config.errors import hint
 from src.config.resume import differences
 from src.config.sources import written
 from src.tracking.files import complete_lines, merged_rows
-from src.tracking.text import reading_order
+from src.tracking.text import BEST, reading_order
 
 LABELS = ("name", "notes", "tags", "group", "runs_dir", "logger", "pictures", "black_box")
 """Sections of the configuration that do not change what a run computes."""
 REPEATS = ("seed", "data.fold", "data.split_seed")
 """Keys by which one experiment is repeated."""
-RISING = {"acc", "f1", "auroc", "r2", "precision", "recall", "average_precision"}
-"""Metrics of which more is better, where the monitor does not say."""
 FACTS = ("run", "experiment", "n", "state", "reason", "best epoch", "key")
 """Columns that say what a line is."""
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -268,9 +266,8 @@ def sort_rows(rows: Sequence[Row], by: str, runs: Iterable[StoredRun]) -> list[R
         ConfigError: There is no such column.
     """
     _known("--sort", by, columns_of(rows))
-    modes = {run.monitor["metric"].rpartition("/")[2]: run.monitor["mode"] for run in runs}
-    kind = by.rpartition("/")[2]
-    sign = -1 if "/" in by and modes.get(kind, "max" if kind in RISING else "min") == "max" else 1
+    modes = BEST | {run.monitor["metric"].rpartition("/")[2]: run.monitor["mode"] for run in runs}
+    sign = -1 if "/" in by and modes.get(by.rpartition("/")[2]) == "max" else 1
 
     def rank(row: Row) -> tuple[int, float, str]:
         value = row.get(by)

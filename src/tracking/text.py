@@ -9,6 +9,11 @@ from typing import Any
 from src.config.sources import written
 
 SPLITS = ("train", "val")
+BEST = {
+    **dict.fromkeys(("loss", "mae", "mse", "rmse", "ece"), "min"),
+    **dict.fromkeys(("acc", "f1", "auroc", "r2", "precision", "recall", "average_precision"), "max"),
+}
+"""Which value of a metric is the best, where the monitor does not say."""
 FORMATS = ("table", "markdown", "csv")
 LONGEST_CELL = 60  # characters, in a terminal
 
