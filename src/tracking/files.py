@@ -46,7 +46,7 @@ class AppendOnlyFile:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file so that a reader, or a kill, sees the old one or the new one, and never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # src.report may write the page of a run as it ends
     try:
         temporary.write_text(text, encoding="utf-8", errors="replace")
         os.replace(temporary, path)

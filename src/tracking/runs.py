@@ -237,7 +237,8 @@ def grouped(runs: Sequence[StoredRun], keys: Sequence[str]) -> list[Row]:
             values = [one[name] for one in each if one.get(name) is not None]
             if "/" in name:
                 row[name] = statistics.fmean(values)
-                row[f"{name} ±"] = statistics.stdev(values) if len(values) > 1 else None
+                spread = len(values) > 1 and all(map(math.isfinite, values))
+                row[f"{name} ±"] = statistics.stdev(values) if spread else None
             elif name == "seconds":
                 row[name] = round(statistics.fmean(values), 1)
         rows.append(row | {key: each[0][key] for key in kept})

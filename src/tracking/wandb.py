@@ -278,7 +278,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
     """The rows in a part of a run on disk, read by wandb's own command; its file may end in the middle of a row."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
-    records = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    records = (json.loads(line) for line in done.stdout.split("\n") if line.startswith("{"))
     return [record["history"]["item"] for record in records if record.get("type") == "history"]
 
 

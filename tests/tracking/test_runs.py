@@ -1,5 +1,6 @@
 """The table of runs through the door that the command line uses."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,13 @@ def test_groups_are_seeds(runs: Path) -> None:
     assert (n, rate) == ("3", "0.002") and float(mean) == pytest.approx(0.94)  # 0.96, the later seed 0, 0.94 and 0.92
     assert float(deviation) == pytest.approx(0.02)
     assert single == ["1", "0.93", "", "0.5"]
+
+
+def test_a_group_with_a_score_that_is_not_finite(tmp_path: Path) -> None:
+    for seed, score in enumerate((0.5, math.nan)):
+        scored(tmp_path / f"x/{seed}", score, f"seed={seed}")
+    _, line = table(tmp_path, "--group", "--columns", "n,test/acc,test/acc ±", "--format", "csv")
+    assert line == "2,nan,"
 
 
 @pytest.mark.parametrize(
