@@ -130,7 +130,7 @@ def parity(pairs: npt.ArrayLike, names: Sequence[str], units: Sequence[str]) -> 
     `pairs` has shape (num_samples, 2, num_targets): prediction, target. Missing targets are NaN.
     """
     figure, panels = _panels(pairs, names)
-    for axes, prediction, target, name, unit in zip(*panels, names, units, strict=True):
+    for (axes, prediction, target), name, unit in zip(panels, names, units, strict=True):
         ends = [min([*prediction, *target], default=0.0), max([*prediction, *target], default=1.0)]
         axes.axline((ends[0], ends[0]), slope=1, color=LINE, linewidth=1)
         size, alpha = (14, 0.6) if len(target) < 1000 else (5, 0.3)
@@ -144,7 +144,7 @@ def parity(pairs: npt.ArrayLike, names: Sequence[str], units: Sequence[str]) -> 
 def residuals(pairs: npt.ArrayLike, names: Sequence[str], units: Sequence[str]) -> "Figure":
     """Histograms of prediction minus target, a panel for each target; arguments as of `parity`."""
     figure, panels = _panels(pairs, names)
-    for axes, prediction, target, name, unit in zip(*panels, names, units, strict=True):
+    for (axes, prediction, target), name, unit in zip(panels, names, units, strict=True):
         error = prediction - target
         middle, spread = (error.mean(), np.ptp(error)) if len(error) else (0.0, 0.0)
         width = max(spread, 1e-6 * max(abs(middle), 1.0))  # errors may differ by rounding alone
@@ -257,8 +257,8 @@ def _gallery(pictures: Iterable[Pixels], captions: Sequence[str], title: str) ->
     return figure
 
 
-def _panels(pairs: npt.ArrayLike, names: Sequence[str]) -> tuple["Figure", tuple[Any, list[Any], list[Any]]]:
-    """A figure with a panel for each target, and for each the predictions and targets that are there."""
+def _panels(pairs: npt.ArrayLike, names: Sequence[str]) -> tuple["Figure", list[tuple[Any, ...]]]:
+    """A figure, and for each target a panel of it, with the predictions and targets that are there."""
     values = np.asarray(pairs, dtype=np.float64).reshape(-1, 2, len(names))
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
@@ -266,9 +266,8 @@ def _panels(pairs: npt.ArrayLike, names: Sequence[str]) -> tuple["Figure", tuple
     every = figure.subplots(rows, columns, squeeze=False).flat
     for axes in every[len(names) :]:
         axes.set_axis_off()
-    there = [~np.isnan(values[:, 1, target]) for target in range(len(names))]
-    predictions, targets = ([values[keep, part, n] for n, keep in enumerate(there)] for part in (0, 1))
-    return figure, (every[: len(names)], predictions, targets)
+    there = [values[~np.isnan(values[:, 1, number]), :, number].T for number in range(len(names))]
+    return figure, [(axes, *part) for axes, part in zip(every, there, strict=False)]
 
 
 def _errors(error: npt.NDArray[np.float64], unit: str) -> str:
