@@ -1,8 +1,9 @@
-"""The files that a run's numbers are kept in; reading them needs no torch."""
+"""The files of a run folder; reading them needs no torch."""
 
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
@@ -44,16 +45,6 @@ class AppendOnlyFile:
             self._file = None
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a kill, sees the old one or the new one, and never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # src.report may write the page of a run as it ends
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def complete_lines(text: str) -> list[str]:
     """The lines of a text but for the last one, if a crash has left that without its end."""
     return text.split("\n")[:-1]  # splitlines would also cut at U+2028, which JSON may hold
@@ -75,3 +66,14 @@ def merged_rows(text: str) -> Rows:
         numbers = {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
         merged.setdefault(row["step"], {}).update(numbers)
     return [merged[step] for step in sorted(merged, key=lambda step: -1 if step is None else step)]
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Another name beside `path`, for a file that takes its place once the block has come to its end."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

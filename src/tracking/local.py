@@ -20,7 +20,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.config import ConfigError
-from src.tracking.files import AppendOnlyFile, read_rows, replace_text
+from src.tracking.files import AppendOnlyFile, read_rows, replacing
 from src.tracking.text import csv_text
 
 MEASURED = ("perf/", "DeviceStatsMonitor.", "train|", "validate|", "test|")
@@ -85,7 +85,8 @@ class LocalLogger(Logger):
         names = {name for row in rows for name in row} | {"step"}
         columns = sorted(names, key=lambda name: (name != "step", name != "epoch", name))
         table = csv_text([columns, *([row.get(name) for name in columns] for row in rows)])
-        replace_text(self.run_dir / "metrics.csv", table)
+        with replacing(self.run_dir / "metrics.csv") as temporary:
+            temporary.write_text(table, encoding="utf-8")
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from src.config import ConfigError, compose
 from src.config.sources import written
 from src.tracking import plots
-from src.tracking.files import replace_text
+from src.tracking.files import replacing
 from src.tracking.runs import StoredRun, columns_of, differing_keys, leaves, summary
 from src.tracking.text import cell, duration, number, numeric
 
@@ -79,7 +79,9 @@ def _write(path: Path, template: str, content: Mapping[str, Any]) -> Path:
     pages = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     pages.filters |= {"cell": cell, "number": number, "duration": duration, "leaves": leaves, "written": written}
     pages.filters |= {"shell": shlex.join, "moment": datetime.fromisoformat}
-    replace_text(path, pages.get_template(template).render(content))
+    text = pages.get_template(template).render(content)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
     return path
 
 
