@@ -25,7 +25,7 @@ def number(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Returns ``0.4 s`` or, from a minute on, ``0:03:05``."""
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+    return f"{seconds:.1f} s" if seconds < 59.95 else str(timedelta(seconds=round(seconds)))
 
 
 def reading_order(name: str) -> tuple[int, bool, str]:
