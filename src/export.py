@@ -23,11 +23,11 @@ def main(arguments: list[str]) -> Path:
     """
     names = ("ckpt", "format", "output", "layout", "inputs", "runs_dir", "experiment")
     own, overrides = take_arguments(arguments, names)
+    own = {"format": "", "layout": "chw"} | own
     problems = [f"{text}: a checkpoint is exported as it is" for text in overrides]
-    chosen = {name: str(own.get(name, "chw" if name == "layout" else "")) for name in CHOICES}
     for name, choices in CHOICES.items():
-        if chosen[name] not in choices:
-            problems.append(f"{name}={chosen[name]}: there is no such {name}{hint(chosen[name], choices)}")
+        if own[name] not in choices:
+            problems.append(f"{name}={own[name]}: there is no such {name}{hint(str(own[name]), choices)}")
     if not own.get("ckpt"):
         problems.append("ckpt=last|RUN_DIR|FILE: say which checkpoint to export")
     if problems:
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> Path:
 
     checkpoint = find_checkpoint(str(own["ckpt"]), own.get("runs_dir"), own.get("experiment"))
     output, inputs = (Path(str(own[name])).expanduser() if own.get(name) else None for name in ("output", "inputs"))
-    return export(checkpoint, chosen["format"], output, inputs, "hwc" if chosen["layout"] == "hwc" else "chw")
+    return export(checkpoint, own["format"], output, inputs, own["layout"])
 
 
 if __name__ == "__main__":

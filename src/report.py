@@ -35,14 +35,18 @@ def main(arguments: list[str]) -> str:
     wanted = runs.chosen(every, options.filter)
     if options.diff:
         rows = runs.compared(wanted, *options.diff)
+        columns = list(rows[0])
     else:
         keys = runs.config_keys(wanted) if options.columns else runs.differing_keys(wanted)
         rows = runs.grouped(wanted, keys) if options.group else [runs.summary(run, keys) for run in wanted]
         rows = runs.sort_rows(rows, options.sort, wanted) if options.sort else rows
-    columns = list(rows[0]) if options.diff else runs.columns_of(rows, options.columns)
+        columns = runs.columns_of(rows, options.columns)
     text = table(columns, rows, options.format)
     try:
-        print(text) if options.output is None else options.output.write_text(f"{text}\n", encoding="utf-8")
+        if options.output is None:
+            print(text)
+        else:
+            options.output.write_text(f"{text}\n", encoding="utf-8")
         print(f"pages: {write_index(runs_dir, every)}", file=sys.stderr)
     except OSError as error:
         raise ConfigError(f"cannot be written: {error}") from error

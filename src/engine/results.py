@@ -100,16 +100,10 @@ def draw_test(
     """Returns the pictures of a test by name; saves those of its worst samples and notes in `result` where."""
     from src.tracking import plots
 
-    figures, facts = {}, plan.datamodule.facts
-    if "confusion" in tables:
-        figures["confusion_matrix"] = plots.confusion_matrix(tables["confusion"], facts["class_names"], "Test part")
-        if curves := result["curves"]:  # none where only one class was tested
-            figures["precision_recall"], figures["roc"] = plots.precision_recall(curves), plots.roc(curves)
-        figures["calibration"] = plots.calibration(result["calibration"])
-    else:
-        pairs = tables["samples"][:, 1:].numpy().reshape(result["num_samples"], 2, -1)
-        figures["parity"] = plots.parity(pairs, facts["target_names"], facts["target_units"])
-        figures["residuals"] = plots.residuals(pairs, facts["target_names"], facts["target_units"])
-    if "mean" in facts:
+    drawn = dict(result)
+    if "pairs" in result:  # all of them
+        drawn["pairs"] = tables["samples"][:, 1:].numpy().reshape(result["num_samples"], 2, -1)
+    figures = {name: draw() for name, draw in plots.of_test(drawn).items()}
+    if "mean" in plan.datamodule.facts:
         figures["worst"] = plots.worst(save_worst(result["worst"], trainer, plan, run), result["worst"])
     return figures

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from src.config.resume import digest_of
+from src.tracking.plots import LABELS
 
 if TYPE_CHECKING:
     from wandb import Artifact
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 MOST_ROWS = 10_000
 """Of a chart: W&B draws no more. The confusion matrix of 100 classes has as many cells."""
 
-NAMES = {"fpr": "false positive rate", "tpr": "true positive rate", "roc": "ROC", "precision_recall": "PR curves"}
 TARGET, PREDICTION, ERROR = "target", "prediction", "prediction - target"
 
 
@@ -127,13 +127,13 @@ def _of_classes(results: Mapping[str, Any]) -> Iterator[Panel]:
         rows = [{"true": names[i], "predicted": names[j], "count": -count} for count, i, j in mistakes[:MOST_ROWS]]
         yield Panel("most_confused", rows)
     yield Panel("classes", results["classes"])
-    for key, x, y in (("precision_recall", "recall", "precision"), ("roc", "fpr", "tpr")):
+    for key, title, x, y in (("precision_recall", "PR curves", "recall", "precision"), ("roc", "ROC", "fpr", "tpr")):
         rows = [
             {"class": curve["name"], x: a, y: b}
             for curve in results["curves"]
             for a, b in _thinned(list(zip(curve[x], curve[y], strict=True)), MOST_ROWS // len(results["curves"]))
         ]
-        text = {"title": NAMES[key], "x-axis-title": NAMES.get(x, x), "y-axis-title": NAMES.get(y, y)}
+        text = {"title": title, "x-axis-title": LABELS.get(x, x), "y-axis-title": LABELS.get(y, y)}
         yield Panel(key, rows, "wandb/area-under-curve/v0", {"x": x, "y": y, "class": "class"}, text)
     bins = [row for row in results["calibration"]["bins"] if row["count"]]
     text = {"title": "Accuracy by confidence"}

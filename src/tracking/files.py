@@ -1,10 +1,13 @@
-"""The files that a run's numbers are kept in; reading them needs no torch."""
+"""The files of a run folder; reading them needs no torch."""
 
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
+
+Rows = list[dict[str, float | None]]
 
 
 class AppendOnlyFile:
@@ -42,16 +45,35 @@ class AppendOnlyFile:
             self._file = None
 
 
-def read_rows(run_dir: str | Path) -> list[dict[str, float | None]]:
-    """Returns the rows of ``metrics.jsonl`` by step, those of one step merged: the later value wins.
+def complete_lines(text: str) -> list[str]:
+    """The lines of a text but for the last one, if a crash has left that without its end."""
+    return text.split("\n")[:-1]  # splitlines would also cut at U+2028, which JSON may hold
 
-    "step" is None in what was logged without one. A last line without its end, left by a crash, is not a row.
+
+def read_rows(run_dir: Path) -> Rows:
+    """Returns the rows of ``metrics.jsonl``, as `merged_rows`; none if there is no such file."""
+    path = run_dir / "metrics.jsonl"
+    return merged_rows(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def merged_rows(text: str) -> Rows:
+    """Returns the rows of a ``metrics.jsonl`` by step, those of one step merged: the later value wins.
+
+    "step" is None in what was logged without one.
     """
-    path = Path(run_dir) / "metrics.jsonl"
     merged: dict[int | None, dict[str, float | None]] = {}
-    if path.exists():
-        complete, _, _ = path.read_bytes().rpartition(b"\n")
-        for row in map(json.loads, complete.splitlines()):
-            numbers = {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
-            merged.setdefault(row["step"], {}).update(numbers)
+    for row in map(json.loads, complete_lines(text)):
+        numbers = {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
+        merged.setdefault(row["step"], {}).update(numbers)
     return [merged[step] for step in sorted(merged, key=lambda step: -1 if step is None else step)]
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Another name beside `path`, for a file that takes its place once the block has come to its end."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

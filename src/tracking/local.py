@@ -8,13 +8,11 @@
 - ``metrics.csv``: the table for people, each step once, written anew at the end of each epoch.
 """
 
-import csv
-import io
 import json
 import math
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,8 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.config import ConfigError
-from src.tracking.files import AppendOnlyFile, read_rows
+from src.tracking.files import AppendOnlyFile, read_rows, replacing
+from src.tracking.text import csv_text
 
 MEASURED = ("perf/", "DeviceStatsMonitor.", "train|", "validate|", "test|")
 """What the names of wall-clock times and memory begin with, those of Lightning's own monitors among them."""
@@ -42,14 +41,12 @@ class LocalLogger(Logger):
     name = version = ""  # nothing is nested in the folder
     save_dir: str | None = None
 
-    def __init__(self, run_dir: str | Path) -> None:
+    def __init__(self, run_dir: Path) -> None:
         super().__init__()
-        self.run_dir = Path(run_dir)
-        self.save_dir = str(run_dir)
-        self._metrics = AppendOnlyFile(self.run_dir / "metrics.jsonl")
-        self._perf = AppendOnlyFile(self.run_dir / "perf.csv", header="step,name,value\n")
+        self.run_dir, self.save_dir = run_dir, str(run_dir)
+        self._metrics = AppendOnlyFile(run_dir / "metrics.jsonl")
+        self._perf = AppendOnlyFile(run_dir / "perf.csv", header="step,name,value\n")
 
-    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Has nothing to do: ``config.yaml`` holds the configuration."""
 
@@ -61,14 +58,13 @@ class LocalLogger(Logger):
         if row.keys() - {"epoch"}:
             self._metrics.append(json.dumps({"step": step, **row}, sort_keys=True) + "\n")
         if perf:
-            self._perf.append(_csv([step, name, float(metrics[name])] for name in perf))
+            self._perf.append(csv_text([step, name, float(metrics[name])] for name in perf))
 
     def size(self) -> int:
         """Bytes of ``metrics.jsonl``: what a checkpoint keeps so that `truncate` can return to this moment."""
         path = self._metrics.path
         return path.stat().st_size if path.exists() else 0
 
-    @rank_zero_only
     def truncate(self, size: int) -> None:
         """Cuts ``metrics.jsonl`` back to a checkpoint's `size` and writes ``metrics.csv`` anew.
 
@@ -88,10 +84,9 @@ class LocalLogger(Logger):
         rows = read_rows(self.run_dir)
         names = {name for row in rows for name in row} | {"step"}
         columns = sorted(names, key=lambda name: (name != "step", name != "epoch", name))
-        table = _csv([columns, *([row.get(name) for name in columns] for row in rows)])
-        temporary = self.run_dir / ".metrics.csv.tmp"
-        temporary.write_text(table, encoding="utf-8")
-        os.replace(temporary, self.run_dir / "metrics.csv")  # a reader, or a kill, sees the old table or the new
+        table = csv_text([columns, *([row.get(name) for name in columns] for row in rows)])
+        with replacing(self.run_dir / "metrics.csv") as temporary:
+            temporary.write_text(table, encoding="utf-8")
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -104,9 +99,3 @@ class LocalLogger(Logger):
 def _plain(value: Any) -> int | float | str:
     number = int(value) if isinstance(value, int) else float(value)
     return number if math.isfinite(number) else NOT_FINITE[str(number)]
-
-
-def _csv(rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

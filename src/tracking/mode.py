@@ -14,9 +14,8 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from src.config import ConfigError
@@ -28,8 +27,7 @@ MODES: dict[str, Mode] = {
 REACH_SECONDS = 3.0
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """The mode of a W&B run and, for the person, why."""
 
     mode: Mode

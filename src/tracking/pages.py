@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from src.config import ConfigError, compose
 from src.config.sources import written
 from src.tracking import plots
+from src.tracking.files import replacing
 from src.tracking.runs import StoredRun, columns_of, differing_keys, leaves, summary
 from src.tracking.text import cell, duration, number, numeric
 
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 INK = "#012345"  # what is drawn in it takes the page's own text colour, which is another in the dark
 STYLE: dict[Any, Any] = {f"{part}color": INK for part in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.")}
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-COLOURS = dict(plots.LINES.values())
-TITLES = plots.LABELS | {
-    "lr": "learning rate", "loss_step": "loss of single steps", "grad_norm": "norm of the gradient", "r2": "R²",
-    "rmse": "root mean squared error", "memory_mb": "memory (MB)", "gpu_memory_mb": "memory of the GPU (MB)",
-    "epoch_seconds": "seconds an epoch", "checkpoint_seconds": "seconds a checkpoint",
-    "data_wait_share": "share of the time spent waiting for data", "samples_per_second": "samples per second",
-}  # fmt: skip
 MOST_POINTS = 1500  # of a scatter plot that stay vectors
 LARGEST_PICTURE = 24_000  # bytes; a larger one is embedded as JPEG
 
@@ -50,7 +43,7 @@ def write_report(folder: Path) -> Path:
         "results": results,
         "events": run.events(),
         "pictures": {name: picture(run, name) for name in [*names, "plots/training_batch.png"]},
-        "charts": result_charts(results),
+        "charts": [drawn(name, draw) for name, draw in plots.of_test(results).items()],
         "curves": curves(run.rows(), run.monitor["metric"]),
         "speed": curves(run.perf(), ""),
         "defaults": defaults(run),
@@ -69,7 +62,8 @@ def write_index(runs_dir: Path, runs: Sequence[StoredRun]) -> Path:
     """
     for run in runs:
         page, status = run.folder / "report.html", run.folder / "status.json"
-        if not page.is_file() or (status.is_file() and page.stat().st_mtime < status.stat().st_mtime):
+        going_on = run.status.get("state") == "running"  # or killed: its status is told of neither
+        if going_on or not page.is_file() or (status.is_file() and page.stat().st_mtime < status.stat().st_mtime):
             write_report(run.folder)
     keys = differing_keys(runs)
     rows = [summary(run, keys) for run in runs]
@@ -86,12 +80,8 @@ def _write(path: Path, template: str, content: Mapping[str, Any]) -> Path:
     pages.filters |= {"cell": cell, "number": number, "duration": duration, "leaves": leaves, "written": written}
     pages.filters |= {"shell": shlex.join, "moment": datetime.fromisoformat}
     text = pages.get_template(template).render(content)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -112,54 +102,18 @@ def curves(rows: Sequence[Mapping[str, float | None]], monitor: str) -> list[tup
         epochs = [epoch for _, epoch, _ in found[kind].get("validation", [])]
         x = 1 if epochs and len(set(epochs)) == len(epochs) else 0
         series = {name: [(point[x], point[2]) for point in points] for name, points in sorted(found[kind].items())}
-        title = TITLES.get(kind, kind.replace("_", " "))
+        title = plots.LABELS.get(kind, kind.replace("_", " "))
         charts.append((title, drawn(title, line_chart, series, ("step", "epoch")[x])))
     return charts
 
 
-def result_charts(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The charts of a test, with their titles; a figure that has one itself comes with none."""
-    charts: list[tuple[str, str]] = []
-    if "confusion" in results:
-        names = results["class_names"]
-        counts = np.zeros((len(names), len(names)), dtype=np.int64)
-        for true, predicted, count in results["confusion"]:
-            counts[true, predicted] = count
-        charts.append(("", drawn("confusion", plots.confusion_matrix, counts, names)))
-    if "pairs" in results:
-        names, units = ([target[key] for target in results["targets"]] for key in ("name", "unit"))
-        charts += [
-            ("", drawn(draw.__name__, draw, results["pairs"], names, units)) for draw in (plots.parity, plots.residuals)
-        ]
-    if lines := results.get("curves"):
-        charts += [("", drawn(draw.__name__, draw, lines)) for draw in (plots.precision_recall, plots.roc)]
-    if "calibration" in results:
-        charts.append(("", drawn("calibration", plots.calibration, results["calibration"])))
-    return charts
-
-
 def line_chart(series: Mapping[str, Sequence[tuple[float, float]]], x: str) -> "Figure":
-    """Lines with a legend, logarithmic where values are far apart; NaN leaves a gap."""
+    """A small chart of lines, laid out by hand: a page has a dozen, and measuring each would double its time."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 2.9))
     figure.subplots_adjust(left=0.15, right=0.97, top=0.96, bottom=0.16)
-    axes, finite = figure.subplots(), []
-    for name, points in series.items():
-        xs, ys = np.array(points, dtype=np.float64).T
-        axes.plot(xs, ys, label=name, color=COLOURS.get(name), marker="." if len(points) < 60 else "", linewidth=1.3)
-        finite += ys[np.isfinite(ys)].tolist()
-    axes.set(xlabel=x, title="" if finite else "no finite value was logged")
-    axes.locator_params(axis="y", nbins=6)
-    axes.locator_params(axis="x", nbins=6, integer=True)
-    axes.ticklabel_format(axis="y", useOffset=False)
-    if finite and 0 < 1000 * min(finite) < max(finite):
-        axes.set_yscale("log")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(series) > 1:
-        for text in axes.legend(frameon=False, fontsize=8).get_texts():
-            text.set_parse_math(False)  # "$" is a character
+    plots.draw_lines(figure.subplots(), series, x)
     return figure
 
 
@@ -190,7 +144,7 @@ def picture(run: StoredRun, name: str) -> str | None:
         image = Image.open(io.BytesIO(data)).convert("RGB")
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, SyntaxError) as error:  # Pillow raises either
         run.faults.append(f"{name} is damaged: {error}")
         return None
     if len(data) > LARGEST_PICTURE:

@@ -5,7 +5,8 @@ matplotlib is imported by the first picture: a run that draws none does not wait
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# A font that lacks a script draws boxes in PNGs; pages leave the choice of the font to the browser.
+FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Arial Unicode MS")
+"""From these, as far as the machine has them, PNGs take the letters that matplotlib's own font lacks."""
+# What none of them has is drawn as a box; pages leave the choice of the font to the browser.
 warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
 LINES = {"train": ("training", "#4c78a8"), "val": ("validation", "#e4572e")}
+COLOURS = dict(LINES.values())
 LABELS = {
     "acc": "accuracy", "f1": "macro F1", "mae": "mean absolute error", "fpr": "false positive rate",
     "tpr": "true positive rate", "average_precision": "average precision", "auroc": "area under the curve",
+    "lr": "learning rate", "loss_step": "loss of single steps", "grad_norm": "norm of the gradient", "r2": "R²",
+    "rmse": "root mean squared error", "memory_mb": "memory (MB)", "gpu_memory_mb": "memory of the GPU (MB)",
+    "epoch_seconds": "seconds an epoch", "checkpoint_seconds": "seconds a checkpoint",
+    "data_wait_share": "share of the time spent waiting for data", "samples_per_second": "samples per second",
 }  # fmt: skip
 MEAN = "macro average"  # the name of a curve
 POINT, LINE = "#4c78a8", "#e4572e"
@@ -40,11 +48,55 @@ def loss_curves(rows: Rows, monitor: str = "val/loss") -> "Figure":
     kinds = list(dict.fromkeys(["loss", monitor.rpartition("/")[2]]))
     figure = _figure(5.2 * len(kinds), 3.9)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        _draw_curves(axes, rows, kind)
+        series = {}
+        for split, (name, _) in LINES.items():
+            pairs = [(row.get("epoch"), row.get(f"{split}/{kind}")) for row in rows]
+            if points := {epoch + 1: value for epoch, value in pairs if epoch is not None and value is not None}:
+                series[name] = list(points.items())
+        draw_lines(axes, series, "epoch", LABELS.get(kind, kind))
     return figure
 
 
-def confusion_matrix(counts: npt.ArrayLike, class_names: Sequence[str], title: str = "Confusion matrix") -> "Figure":
+def draw_lines(axes: "Axes", series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str = "") -> None:
+    """Draws lines, logarithmic where values are far apart; NaN leaves a gap."""
+    finite: list[float] = []
+    for name, points in series.items():
+        xs, ys = np.array(points, dtype=np.float64).T
+        axes.plot(xs, ys, label=name, color=COLOURS.get(name), marker="." if len(points) < 60 else "", linewidth=1.3)
+        finite += ys[np.isfinite(ys)].tolist()
+    axes.locator_params(axis="y", nbins=6)
+    axes.locator_params(axis="x", nbins=6, integer=True, min_n_ticks=1)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    if finite and 0 < 1000 * min(finite) < max(finite):
+        axes.set_yscale("log")
+    if not finite:
+        axes.text(0.5, 0.5, f"no finite {y or 'value'} was logged", ha="center", transform=axes.transAxes)
+    _label(axes, x, y)
+    if len(series) > 1 or (series and y):
+        _legend(axes)
+
+
+def of_test(results: Mapping[str, Any]) -> dict[str, Callable[[], "Figure"]]:
+    """What draws each picture of a test, by its name; `results` as in ``results/test.json``."""
+    drawings: dict[str, Callable[[], Figure]] = {}
+    if "confusion" in results:
+        names = results["class_names"]
+        counts = np.zeros((len(names), len(names)), dtype=np.int64)
+        for true, predicted, count in results["confusion"]:
+            counts[true, predicted] = count
+        drawings["confusion_matrix"] = partial(confusion_matrix, counts, names)
+    if curves := results.get("curves"):  # none where only one class was tested
+        drawings |= {"precision_recall": partial(precision_recall, curves), "roc": partial(roc, curves)}
+    if "calibration" in results:
+        drawings["calibration"] = partial(calibration, results["calibration"])
+    if "pairs" in results:
+        names, units = ([target[key] for target in results["targets"]] for key in ("name", "unit"))
+        for draw in (parity, residuals):
+            drawings[draw.__name__] = partial(draw, results["pairs"], names, units)
+    return drawings
+
+
+def confusion_matrix(counts: npt.ArrayLike, class_names: Sequence[str]) -> "Figure":
     """Counts of (true class, predicted class); the colour is the share of the true class, so rare classes show as well.
 
     `counts` has shape (num_classes, num_classes). Numbers and names are drawn as far as they can be read.
@@ -68,7 +120,7 @@ def confusion_matrix(counts: npt.ArrayLike, class_names: Sequence[str], title: s
         axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=size, color=colour)
     total = int(matrix.sum())
     correct = f", {np.trace(matrix) / total:.2%} correct" if total else ""
-    axes.set_title(f"{title}\n{total:,} samples{correct}", fontsize=11, parse_math=False)
+    axes.set_title(f"Confusion matrix\n{total:,} samples{correct}", fontsize=11, parse_math=False)
     return figure
 
 
@@ -78,7 +130,7 @@ def parity(pairs: npt.ArrayLike, names: Sequence[str], units: Sequence[str]) -> 
     `pairs` has shape (num_samples, 2, num_targets): prediction, target. Missing targets are NaN.
     """
     figure, panels = _panels(pairs, names)
-    for axes, prediction, target, name, unit in zip(*panels, names, units, strict=True):
+    for (axes, prediction, target), name, unit in zip(panels, names, units, strict=True):
         ends = [min([*prediction, *target], default=0.0), max([*prediction, *target], default=1.0)]
         axes.axline((ends[0], ends[0]), slope=1, color=LINE, linewidth=1)
         size, alpha = (14, 0.6) if len(target) < 1000 else (5, 0.3)
@@ -92,7 +144,7 @@ def parity(pairs: npt.ArrayLike, names: Sequence[str], units: Sequence[str]) -> 
 def residuals(pairs: npt.ArrayLike, names: Sequence[str], units: Sequence[str]) -> "Figure":
     """Histograms of prediction minus target, a panel for each target; arguments as of `parity`."""
     figure, panels = _panels(pairs, names)
-    for axes, prediction, target, name, unit in zip(*panels, names, units, strict=True):
+    for (axes, prediction, target), name, unit in zip(panels, names, units, strict=True):
         error = prediction - target
         middle, spread = (error.mean(), np.ptp(error)) if len(error) else (0.0, 0.0)
         width = max(spread, 1e-6 * max(abs(middle), 1.0))  # errors may differ by rounding alone
@@ -125,7 +177,7 @@ def calibration(content: Mapping[str, Any]) -> "Figure":
     below.locator_params(axis="y", integer=True, nbins=4)
     total = sum(one["count"] for one in bins)
     _label(above, "", "accuracy", f"Calibration\n{total:,.0f} samples, expected calibration error {content['ece']:.2%}")
-    _label(below, "confidence of the prediction", "samples", "")
+    _label(below, "confidence of the prediction", "samples")
     return figure
 
 
@@ -151,7 +203,7 @@ def trial(x_name: str, x: Sequence[float], y_name: str, y: Sequence[float], titl
     return figure
 
 
-def pixels(figure: "Figure") -> npt.NDArray[np.uint8]:
+def pixels(figure: "Figure") -> Pixels:
     """The picture as RGB, shape (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -166,8 +218,12 @@ def save_png(figure: "Figure", path: Path) -> None:
 
 
 def _figure(width: float, height: float) -> "Figure":
+    from matplotlib import font_manager, rcParams
     from matplotlib.figure import Figure
 
+    # matplotlib takes each letter from the first font that has it, and warns of every font that is not there.
+    there = font_manager.get_font_names()
+    rcParams["font.family"] = ["sans-serif", *(name for name in FONTS if name in there)]
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
@@ -180,9 +236,7 @@ def _class_curves(curves: Curves, x: str, y: str, area: str, title: str) -> "Fig
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     which = "worst classes" if curves[-1]["name"] == MEAN else "each class"
     _label(axes, LABELS.get(x, x), LABELS.get(y, y), f"{title}, {which} against the others")
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, title=LABELS[area])
-    for text in legend.get_texts():
-        text.set_parse_math(False)  # "$" is a character
+    _legend(axes, loc="upper left", bbox_to_anchor=(1, 1), title=LABELS[area])
     return figure
 
 
@@ -203,8 +257,8 @@ def _gallery(pictures: Iterable[Pixels], captions: Sequence[str], title: str) ->
     return figure
 
 
-def _panels(pairs: npt.ArrayLike, names: Sequence[str]) -> tuple["Figure", tuple[Any, list[Any], list[Any]]]:
-    """A figure with a panel for each target, and for each the predictions and targets that are there."""
+def _panels(pairs: npt.ArrayLike, names: Sequence[str]) -> tuple["Figure", list[tuple[Any, ...]]]:
+    """A figure, and for each target a panel of it, with the predictions and targets that are there."""
     values = np.asarray(pairs, dtype=np.float64).reshape(-1, 2, len(names))
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
@@ -212,9 +266,8 @@ def _panels(pairs: npt.ArrayLike, names: Sequence[str]) -> tuple["Figure", tuple
     every = figure.subplots(rows, columns, squeeze=False).flat
     for axes in every[len(names) :]:
         axes.set_axis_off()
-    there = [~np.isnan(values[:, 1, target]) for target in range(len(names))]
-    predictions, targets = ([values[keep, part, n] for n, keep in enumerate(there)] for part in (0, 1))
-    return figure, (every[: len(names)], predictions, targets)
+    there = [values[~np.isnan(values[:, 1, number]), :, number].T for number in range(len(names))]
+    return figure, [(axes, *part) for axes, part in zip(every, there, strict=False)]
 
 
 def _errors(error: npt.NDArray[np.float64], unit: str) -> str:
@@ -227,29 +280,17 @@ def _in(unit: str) -> str:
     return f" ({unit})" if unit else ""
 
 
-def _label(axes: "Axes", x: str, y: str, title: str) -> None:
+def _legend(axes: "Axes", **style: Any) -> None:
+    for text in axes.legend(frameon=False, **style).get_texts():
+        text.set_parse_math(False)  # "$" is a character
+
+
+def _label(axes: "Axes", x: str, y: str, title: str = "") -> None:
     for setter, text in ((axes.set_xlabel, x), (axes.set_ylabel, y), (axes.set_title, title)):
         setter(text, fontsize=10, parse_math=False)  # "$" is a character
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_curves(axes: "Axes", rows: Rows, kind: str) -> None:
-    label = LABELS.get(kind, kind)
-    for split, (name, colour) in LINES.items():
-        pairs = [(row.get("epoch"), row.get(f"{split}/{kind}")) for row in rows]
-        points = {epoch + 1: value for epoch, value in pairs if epoch is not None and value is not None}
-        if any(map(math.isfinite, points.values())):
-            axes.plot(list(points), list(points.values()), color=colour, label=name, marker=".")
-    axes.set(xlabel="epoch", ylabel=label)
-    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.lines:
-        axes.legend(frameon=False)
-    else:
-        axes.set_title(f"no finite {label} was logged")
 
 
 def _name_classes(axes: "Axes", class_names: Sequence[str]) -> None:

@@ -81,8 +81,7 @@ class Progress(ProgressBar):
         self._bar.close()
 
     def _open_epoch(self, trainer: Trainer, done: int = 0) -> None:
-        title = f"epoch {_epoch(trainer.current_epoch, trainer.max_epochs)}"
-        self._open(title, trainer.num_training_batches, done)
+        self._open(_epoch(trainer.current_epoch, trainer.max_epochs), trainer.num_training_batches, done)
 
     def _open(self, title: str, batches: float, done: int = 0) -> None:
         self._bar = tqdm(
@@ -111,7 +110,7 @@ def epoch_line(epoch: int, max_epochs: int | None, metrics: Mapping[str, float],
     """
     names = sorted((name for name in metrics if name.startswith(("train/", "val/"))), key=reading_order)
     fields = [f"{name} {number(metrics[name]):<8}" for name in names]
-    return "  ".join([f"epoch {_epoch(epoch, max_epochs)}", *fields, duration(seconds)])
+    return "  ".join([_epoch(epoch, max_epochs), *fields, duration(seconds)])
 
 
 def results_table(metrics: Mapping[str, float]) -> str:
@@ -122,5 +121,5 @@ def results_table(metrics: Mapping[str, float]) -> str:
 
 def _epoch(epoch: int, max_epochs: int | None) -> str:
     if max_epochs is None or max_epochs < 0:
-        return f"{epoch + 1}"
-    return f"{epoch + 1:>{len(str(max_epochs))}}/{max_epochs}"
+        return f"epoch {epoch + 1}"
+    return f"epoch {epoch + 1:>{len(str(max_epochs))}}/{max_epochs}"

@@ -6,7 +6,6 @@ import math
 import os
 import socket
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,15 +18,13 @@ from src.config import ConfigError
 from src.config.errors import hint
 from src.config.resume import differences
 from src.config.sources import written
-from src.tracking.files import read_rows
-from src.tracking.text import reading_order
+from src.tracking.files import complete_lines, merged_rows
+from src.tracking.text import BEST, reading_order
 
 LABELS = ("name", "notes", "tags", "group", "runs_dir", "logger", "pictures", "black_box")
 """Sections of the configuration that do not change what a run computes."""
 REPEATS = ("seed", "data.fold", "data.split_seed")
 """Keys by which one experiment is repeated."""
-RISING = {"acc", "f1", "auroc", "r2", "precision", "recall", "average_precision"}
-"""Metrics of which more is better, where the monitor does not say."""
 FACTS = ("run", "experiment", "n", "state", "reason", "best epoch", "key")
 """Columns that say what a line is."""
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -48,9 +45,10 @@ class StoredRun:
         self.folder, self.faults = folder, list[str]()
         self.status = self.json("status.json")
         self.config: dict[str, Any] = self.read("config.yaml", lambda text: yaml.load(text, Loader), {})
-        self.name = str(self.status.get("name") or folder.name)
-        if self.name == folder.name and (folder.parents[1] / "sweep.yaml").is_file():
-            self.name = f"{folder.parents[1].name}/{folder.name}"  # every study has a trial 000
+        own = folder.absolute()
+        self.name = str(self.status.get("name") or own.name)
+        if self.name == own.name and (own.parent.parent / "sweep.yaml").is_file():
+            self.name = f"{own.parent.parent.name}/{own.name}"  # every study has a trial 000
         self.experiment = str(self.config.get("experiment") or self.status.get("experiment"))
         monitor = self.config.get("monitor") or self.status.get("monitor")
         self.monitor = {"metric": "val/loss", "mode": "min"}
@@ -79,15 +77,15 @@ class StoredRun:
 
     def rows(self) -> list[dict[str, float | None]]:
         """The metrics by step."""
-        return self.read("metrics.jsonl", lambda _: read_rows(self.folder), [])
+        return self.read("metrics.jsonl", merged_rows, [])
 
     def events(self) -> list[dict[str, Any]]:
         """The timeline."""
-        return self.read("events.jsonl", lambda text: list(map(json.loads, complete(text))), [])
+        return self.read("events.jsonl", lambda text: list(map(json.loads, complete_lines(text))), [])
 
     def perf(self) -> list[dict[str, float | None]]:
         """Wall-clock times and memory, a row for each value; by step; of a step taken again after a kill the last."""
-        lines: list[list[str]] = self.read("perf.csv", lambda text: list(csv.reader(complete(text)))[1:], [])
+        lines: list[list[str]] = self.read("perf.csv", lambda text: list(csv.reader(complete_lines(text)))[1:], [])
         latest = {(int(step), name): float(value) for step, name, value in lines}
         return [{"step": step, name: value} for (step, name), value in sorted(latest.items())]
 
@@ -104,10 +102,8 @@ class StoredRun:
         state, host = str(status.get("state", "unknown")), status.get("host")
         if state == "running" and host == socket.gethostname() and not self._alive():
             return "killed", f"no sign of life: process {status.get('pid')} on {host} is gone"
-        there = (self.folder / "status.json").is_file()
-        return state, "; ".join(
-            filter(None, [status.get("reason") if there else "no status.json", *self.faults])
-        ) or None
+        reason = status.get("reason") if (self.folder / "status.json").is_file() else "no status.json"
+        return state, "; ".join(filter(None, [reason, *self.faults])) or None
 
     def _alive(self) -> bool:
         try:  # a process that is younger than the run has taken over its number
@@ -115,11 +111,6 @@ class StoredRun:
             return psutil.Process(self.status["pid"]).create_time() < datetime.fromisoformat(began).timestamp() + 1
         except (psutil.Error, LookupError, TypeError, ValueError):  # gone, or the status is damaged
             return False
-
-
-def complete(text: str) -> list[str]:
-    """The lines of a text without the last one if a crash has left that without its end."""
-    return text.rpartition("\n")[0].splitlines()
 
 
 def find_runs(runs_dir: Path) -> list[StoredRun]:
@@ -152,7 +143,6 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def summary(run: StoredRun, keys: Iterable[str] = ()) -> Row:
     """A line of the table: what became of a run, its best and test scores, and some keys of its configuration."""
     score, epoch = run.best() or (None, None)
-    tested = run.tested
     config = dict(leaves(run.config))
     return {
         "run": run.name,
@@ -161,7 +151,7 @@ def summary(run: StoredRun, keys: Iterable[str] = ()) -> Row:
         "reason": (run.reason or "").partition("\n")[0],
         "best epoch": epoch,
         run.monitor["metric"]: score,
-        **{name: tested[name] for name in sorted(tested, key=reading_order)},
+        **{name: run.tested[name] for name in sorted(run.tested, key=reading_order)},
         "seconds": run.status.get("seconds"),
         **{key: config.get(key) for key in keys},
     }
@@ -182,18 +172,16 @@ def differing_keys(runs: Sequence[StoredRun]) -> list[str]:
 
     Not those that only some of the runs have: each data set or optimizer would bring all of its own.
     """
-    values: dict[str, dict[str, list[Any]]] = {}
+    configs: dict[str, list[Row]] = {}
     for run in runs:
-        for key, value in leaves(run.config):
-            values.setdefault(run.experiment, {}).setdefault(key, []).append(value)
-    counts = Counter(run.experiment for run in runs)
-    found = {
-        key: None
-        for experiment, keys in values.items()
-        for key, there in keys.items()
-        if len(there) == counts[experiment] and any(value != there[0] for value in there) and _computes(key)
-    }
-    return list(found)
+        configs.setdefault(run.experiment, []).append(dict(leaves(run.config)))
+    found = [
+        key
+        for first, *others in configs.values()
+        for key, value in first.items()
+        if _computes(key) and all(key in other for other in others) and any(other[key] != value for other in others)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def chosen(runs: Sequence[StoredRun], conditions: Sequence[str]) -> list[StoredRun]:
@@ -214,8 +202,7 @@ def chosen(runs: Sequence[StoredRun], conditions: Sequence[str]) -> list[StoredR
 
 
 def _known(flag: str, name: str, choices: Iterable[str]) -> None:
-    choices = list(dict.fromkeys(choices))
-    if name not in choices:
+    if name not in (choices := list(choices)):
         raise ConfigError(f"{flag} {name}: there is none of that name{hint(name, choices)}")
 
 
@@ -244,13 +231,14 @@ def grouped(runs: Sequence[StoredRun], keys: Sequence[str]) -> list[Row]:
     if not groups:
         raise ConfigError("--group: no run is finished")
     rows = []
-    for each in map(list, map(dict[str, Row].values, groups.values())):
+    for each in [[*group.values()] for group in groups.values()]:
         row: Row = {"experiment": each[0]["experiment"], "n": len(each)}
         for name in columns_of(each):
             values = [one[name] for one in each if one.get(name) is not None]
             if "/" in name:
                 row[name] = statistics.fmean(values)
-                row[f"{name} ±"] = statistics.stdev(values) if len(values) > 1 else None
+                spread = len(values) > 1 and all(map(math.isfinite, values))
+                row[f"{name} ±"] = statistics.stdev(values) if spread else None
             elif name == "seconds":
                 row[name] = round(statistics.fmean(values), 1)
         rows.append(row | {key: each[0][key] for key in kept})
@@ -279,9 +267,8 @@ def sort_rows(rows: Sequence[Row], by: str, runs: Iterable[StoredRun]) -> list[R
         ConfigError: There is no such column.
     """
     _known("--sort", by, columns_of(rows))
-    modes = {run.monitor["metric"].rpartition("/")[2]: run.monitor["mode"] for run in runs}
-    kind = by.rpartition("/")[2]
-    sign = -1 if "/" in by and modes.get(kind, "max" if kind in RISING else "min") == "max" else 1
+    modes = BEST | {run.monitor["metric"].rpartition("/")[2]: run.monitor["mode"] for run in runs}
+    sign = -1 if "/" in by and modes.get(by.rpartition("/")[2]) == "max" else 1
 
     def rank(row: Row) -> tuple[int, float, str]:
         value = row.get(by)

@@ -2,13 +2,18 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 from src.config.sources import written
 
 SPLITS = ("train", "val")
+BEST = {
+    **dict.fromkeys(("loss", "mae", "mse", "rmse", "ece"), "min"),
+    **dict.fromkeys(("acc", "f1", "auroc", "r2", "precision", "recall", "average_precision"), "max"),
+}
+"""Which value of a metric is the best, where the monitor does not say."""
 FORMATS = ("table", "markdown", "csv")
 LONGEST_CELL = 60  # characters, in a terminal
 
@@ -20,7 +25,7 @@ def number(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Returns ``0.4 s`` or, from a minute on, ``0:03:05``."""
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+    return f"{seconds:.1f} s" if seconds < 59.95 else str(timedelta(seconds=round(seconds)))
 
 
 def reading_order(name: str) -> tuple[int, bool, str]:
@@ -43,14 +48,19 @@ def numeric(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[s
     return [name for name in columns if all(isinstance(row.get(name), int | float | None) for row in rows)]
 
 
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """Returns the rows as lines of CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
 def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], style: str = "table") -> str:
     """Returns the rows in aligned columns, as Markdown, or as CSV, which alone keeps every digit."""
     if style == "csv":
-        text = io.StringIO()
         values = ([row.get(name) for name in columns] for row in rows)
         exact = ([value if isinstance(value, float) else cell(value) for value in line] for line in values)
-        csv.writer(text, lineterminator="\n").writerows([columns, *exact])
-        return text.getvalue().rstrip("\n")
+        return csv_text([columns, *exact]).rstrip("\n")
     measured = ([(row.get(name), "/" in row.get("key", name)) for name in columns] for row in rows)
     lines = [[*columns], *([cell(*value) for value in line] for line in measured)]
     if style == "markdown":

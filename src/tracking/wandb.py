@@ -26,13 +26,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from src.tracking.dashboard import charts, checkpoints
 from src.tracking.mode import Decision, decide
+from src.tracking.text import BEST
 
 if TYPE_CHECKING:
     from wandb import Run
 
 SOURCE = Path(__file__).resolve().parents[1]
 GRACE = 20.0  # seconds after `finish_timeout` that wandb's background process has to keep it
-BEST = dict.fromkeys(("loss", "mae", "mse", "rmse", "ece"), "min") | dict.fromkeys(("acc", "f1", "auroc", "r2"), "max")
 
 
 class WandbTracker(WandbLogger):
@@ -89,10 +89,13 @@ class WandbTracker(WandbLogger):
         if self._finished:
             raise RuntimeError(f"the W&B run {self.version} is finished; nothing can be logged to it any more")
         if self._run is None:
-            resumed = any(self._folder.glob(f"*run-*-{self.version}"))
+            from wandb.util import make_artifact_name_safe
+
+            resumed = any(self._parts())
             self._run = self._start()
             if not resumed and self.decision.mode != "disabled":
-                self._log_source()
+                with self._going_on("the source"):
+                    self._run.log_code(str(SOURCE), make_artifact_name_safe(f"source-{self.project}"), _is_source)
         return cast("Run", self._run)
 
     @rank_zero_only
@@ -126,7 +129,7 @@ class WandbTracker(WandbLogger):
         if self.decision.mode == "disabled":
             return
         with ThreadPoolExecutor() as pool:
-            for part in pool.map(history, sorted(self._folder.glob(f"*run-*-{self.version}"))):
+            for part in pool.map(history, self._parts()):
                 for item in part:
                     names = self._known.setdefault(int(item["trainer/global_step"]), set())
                     names.update(name.removesuffix("._type") for name in item)  # a picture is several entries
@@ -153,14 +156,13 @@ class WandbTracker(WandbLogger):
         """Closes the run with the exit code of the process; does nothing if it never started or is closed."""
         import wandb
 
-        if self._run is not None and exit_code == 0 and self.log_checkpoints and self.decision.mode != "disabled":
+        if self._run is None:
+            return
+        if exit_code == 0 and self.log_checkpoints and self.decision.mode != "disabled":
             with self._going_on("the checkpoints"):
                 for artifact, alias in checkpoints(self._folder.parent, self.info, self.project):
                     self._run.log_artifact(artifact, aliases=[alias])
-        run, self._run = self._run, None
-        if run is None:
-            return
-        self._finished = True
+        run, self._run, self._finished = self._run, None, True
         WandbTracker._open -= 1
         guard = threading.Timer(self.finish_timeout + GRACE, _end_background_process)
         guard.start()
@@ -176,11 +178,9 @@ class WandbTracker(WandbLogger):
             for name in self._variables:
                 os.environ.pop(name, None)
 
-    def _log_source(self) -> None:
-        from wandb.util import make_artifact_name_safe
-
-        with self._going_on("the source"):
-            self._run.log_code(str(SOURCE), make_artifact_name_safe(f"source-{self.project}"), _is_source)
+    def _parts(self) -> list[Path]:
+        """What W&B has on disk of this run; each process that took it up has left a part."""
+        return sorted(self._folder.glob(f"*run-*-{self.version}"))
 
     @contextlib.contextmanager
     def _going_on(self, what: str) -> Iterator[None]:
@@ -245,7 +245,7 @@ class WandbTracker(WandbLogger):
             job_type="train" if self.info["config"]["train"] else "test",
             config={**self.info["config"], "facts": self.info["facts"], "parameters": self.info["parameters"]},
             dir=str(self._folder.parent),
-            project=self.name,
+            project=self.project,
             entity=self.entity,
             resume="allow",
             allow_val_change=True,
@@ -278,7 +278,7 @@ def history(folder: Path) -> list[dict[str, Any]]:
     """The rows in a part of a run on disk, read by wandb's own command; its file may end in the middle of a row."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
-    records = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    records = (json.loads(line) for line in done.stdout.split("\n") if line.startswith("{"))
     return [record["history"]["item"] for record in records if record.get("type") == "history"]
 
 

@@ -1,6 +1,7 @@
 """The page of a run: what it says of runs of every kind, finished, failed, damaged; and in a browser."""
 
 import html
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from src.modules.metrics import NonFiniteLossError
 from src.tracking import pages
@@ -34,7 +36,8 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 def text(page: Path) -> str:
     """What a reader sees of a page, without pictures, on one line."""
-    bare = re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", page.read_text(), flags=re.DOTALL)
+    whole = page.read_text().replace("<wbr>", "")
+    bare = re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", whole, flags=re.DOTALL)
     return " ".join(html.unescape(bare).split())
 
 
@@ -132,7 +135,9 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     for name in ("facts.json", "environment.json"):
         (folder / name).write_text('{"half": ')
     (folder / "metrics.jsonl").write_text((folder / "metrics.jsonl").read_text() + '{"step": 39, "ep')
-    (folder / "events.jsonl").write_text('{"time": "2026-01-31T12:00:00+00:00", "event": "start"}\n{"time": "20')
+    (folder / "events.jsonl").write_text(
+        '{"time": "2026-01-31T12:00:00+00:00", "event": "start", "host": "a\u2028b"}\n{"time": "20'
+    )
     (folder / "perf.csv").write_text("step,name,value\n9,perf/memory_mb,100.0\n19,perf/memo")
     (folder / "results").mkdir()
     (folder / "results/test.json").write_text("[]")
@@ -141,7 +146,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     shown = text(write_report(folder))
     for name in ("facts.json", "environment.json", "results/test.json", "plots/training_batch.png"):
         assert f"{name} is damaged" in shown
-    assert "0.7500 val/acc, best, in epoch 2" in shown and "memory (MB)" in shown and "start" in shown
+    assert "0.7500 val/acc, best, in epoch 2" in shown and "memory (MB)" in shown and "start host a b" in shown
     (folder / "config.yaml").write_text("seed: [")
     (folder / "status.json").write_text("")
     shown = text(write_report(folder))
@@ -168,6 +173,17 @@ def test_whatever_a_damaged_folder_holds_it_has_a_page_and_a_line(status: str, t
     assert line["state"] == {"[": "unknown", "f": "failed"}.get(status[0] if status[0] == "[" else status[11], "killed")
     if status[0] == "[":
         assert line["reason"] == "status.json is damaged: it holds no dict"
+
+
+def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
+    run, image = StoredRun(write_run(tmp_path / "a")), io.BytesIO()
+    Image.effect_noise((600, 600), 50).save(image, "PNG")
+    content = image.getvalue()
+    header, *chunks = content.split(b"IDAT")
+    for broken in (header, content[: len(content) // 2], header + b"IDAT" + b"    ".join(chunks)):
+        (run.folder / "picture.png").write_bytes(broken)
+        assert pages.picture(run, "picture.png") is None
+    assert len(run.faults) == 3 and all(fault.startswith("picture.png is damaged: ") for fault in run.faults)
 
 
 def test_a_run_that_died_at_once(tmp_path: Path) -> None:
@@ -245,6 +261,17 @@ def test_a_configuration_of_another_time(tmp_path: Path, monkeypatch: pytest.Mon
     assert "seed 3 0 removed.key 1" in text(write_report(folder))
 
 
+def test_keys_break_between_words(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    (folder / "facts.json").write_text(json.dumps({"<wbr>.a_&": "<i>.b"}))
+    content = write_report(folder).read_text()
+    for cell in (
+        *("data.<wbr>_target_<wbr>", "src.<wbr>data.<wbr>mnist.<wbr>MNISTSubsetDataModule", "0.002"),
+        *("early_<wbr>stopping.<wbr>min_<wbr>delta", "&lt;wbr&gt;.<wbr>a_<wbr>&amp;", "&lt;i&gt;.b"),
+    ):
+        assert f'<td class="name">{cell}</td>' in content
+
+
 def test_the_index_makes_anew_what_is_out_of_date(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / "x" / name) for name in "ab"]
     for folder, age in zip(folders, (-10, 10), strict=True):
@@ -255,6 +282,18 @@ def test_the_index_makes_anew_what_is_out_of_date(tmp_path: Path) -> None:
     assert [(folder / "report.html").read_text() == "as it was" for folder in folders] == [False, True]
     links = re.findall(r'href="(x/[^"]*)"', (tmp_path / "index.html").read_text())
     assert [(tmp_path / link).is_file() for link in links] == [True, True]
+
+
+def test_the_page_of_a_run_that_was_killed_since_is_made_anew(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "x/a", state="running", host="elsewhere")
+    write_index(tmp_path, find_runs(tmp_path))
+    assert "<title>a: running</title>" in (folder / "report.html").read_text()
+    content = json.loads((folder / "status.json").read_text())
+    time = (folder / "status.json").stat().st_mtime
+    (folder / "status.json").write_text(json.dumps({**content, "host": socket.gethostname(), "pid": 2**30}))
+    os.utime(folder / "status.json", (time, time))  # a kill changes nothing in the folder
+    write_index(tmp_path, find_runs(tmp_path))
+    assert "<title>a: killed</title>" in (folder / "report.html").read_text()
 
 
 @pytest.fixture

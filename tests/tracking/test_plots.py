@@ -74,10 +74,10 @@ def test_a_run_without_a_finite_value_says_so(rows: list[dict[str, float | None]
 
 
 def test_confusion_matrix_of_two_classes_is_complete() -> None:
-    figure = confusion_matrix([[90, 10], [0, 5]], ["cat", "dog"], "Test")
+    figure = confusion_matrix([[90, 10], [0, 5]], ["cat", "dog"])
     assert {"90", "10", "5", "cat", "dog", "true class", "predicted class", "share of the true class"} <= texts(figure)
     assert "0" not in {text.get_text() for text in figure.axes[0].texts}
-    assert figure.axes[0].get_title() == "Test\n105 samples, 90.48% correct"
+    assert figure.axes[0].get_title() == "Confusion matrix\n105 samples, 90.48% correct"
 
 
 def test_colour_is_the_share_of_the_true_class() -> None:
@@ -123,9 +123,21 @@ def test_long_names_keep_the_end_that_tells_them_apart() -> None:
 
 
 def test_names_are_not_formulas() -> None:
-    figure = confusion_matrix(np.eye(2, dtype=int), ["$5_{", "a\nb $"], "cost in $_{")
+    figure = confusion_matrix(np.eye(2, dtype=int), ["$5_{", "a\nb $"])
     assert {"$5_{", "a b $"} <= texts(figure)
     pixels(figure)
+
+
+def test_letters_come_from_the_first_font_that_has_them(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    hook, plain = "\u1d8a", "sum"  # a letter that matplotlib's own font lacks, and some that it has
+    monkeypatch.setattr("src.tracking.plots.FONTS", ("No Such Font", "STIXGeneral"))
+    shown, unchanged = (pixels(training_batch([np.zeros((9, 9, 3), np.uint8)], [name])) for name in (hook, plain))
+    assert not list(recwarn) and not caplog.records
+    monkeypatch.setattr("src.tracking.plots.FONTS", ())
+    boxes, as_ever = (pixels(training_batch([np.zeros((9, 9, 3), np.uint8)], [name])) for name in (hook, plain))
+    assert not np.array_equal(shown, boxes) and np.array_equal(unchanged, as_ever)
 
 
 def test_no_samples_and_one_class_are_drawn() -> None:

@@ -166,7 +166,7 @@ def test_number(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "0:01:00"), (3599.6, "1:00:00"), (7384, "2:03:04")],
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (59.96, "0:01:00"), (60, "0:01:00"), (3599.6, "1:00:00"), (7384, "2:03:04")],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -1,5 +1,6 @@
 """The table of runs through the door that the command line uses."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,13 @@ def test_groups_are_seeds(runs: Path) -> None:
     assert single == ["1", "0.93", "", "0.5"]
 
 
+def test_a_group_with_a_score_that_is_not_finite(tmp_path: Path) -> None:
+    for seed, score in enumerate((0.5, math.nan)):
+        scored(tmp_path / f"x/{seed}", score, f"seed={seed}")
+    _, line = table(tmp_path, "--group", "--columns", "n,test/acc,test/acc ±", "--format", "csv")
+    assert line == "2,nan,"
+
+
 @pytest.mark.parametrize(
     ("conditions", "names"),
     [
@@ -153,6 +161,13 @@ def test_a_folder_that_cannot_be_written_still_gives_a_table(runs: Path, capsys:
     with pytest.raises(ConfigError, match=r"^cannot be written: .*index\.html"):
         table(runs)
     assert "seed2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("here", "flag"), [("x", "."), ("x", "fast"), ("x/fast", "."), ("", "x/fast")])
+def test_a_folder_may_be_named_from_anywhere(here: str, flag: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs / here)
+    assert "fast" in main([flag, "--columns", "run"]).splitlines()
+    assert list(runs.rglob("index.html")) == [(runs / here / flag).resolve() / "index.html"]
 
 
 def test_the_default_folder_is_that_of_the_configuration(runs: Path) -> None:

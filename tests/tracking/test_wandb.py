@@ -678,10 +678,12 @@ def test_a_background_process_that_hangs_does_not_hold_up_the_end(
     tracker: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("src.tracking.wandb.GRACE", 0.5)
+    before = psutil.Process().children()  # one of another test may not be gone yet
     logger = tracker(finish_timeout=0.5)
     logger.log_metrics({"a": 1.640625}, 0)
     time.sleep(1.3)  # by then it is on the disk
-    (core,) = (child for child in psutil.Process().children() if child.name().startswith("wandb-core"))
+    new = [child for child in psutil.Process().children() if child not in before]
+    (core,) = (child for child in new if child.name().startswith("wandb-core"))
     core.suspend()
     logger.finish(0)
     assert f"W&B did not take everything ({ABANDONED}); to send" in capfd.readouterr().out
