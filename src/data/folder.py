@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.config import ConfigError
-from src.data.split import Positions, stratified_split
+from src.data.split import Positions, cut_off
 
 SUFFIXES = {
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
@@ -159,12 +159,7 @@ def split_photos(
 
     require_classes()
     if cut := {part: size for part, size in sizes.items() if len(pool) and part not in side}:
-        counts = [round(size * len(pool)) if size < 1 else int(size) for size in cut.values()]
-        if sum(counts) >= len(pool):
-            asked = " and ".join(f"data.{part}_size={size}" for part, size in cut.items())
-            raise ConfigError(f"nothing is left to train on: {asked} of {len(pool)} photos")
-        chosen = stratified_split(labels[pool], [len(pool) - sum(counts), *counts], seed, names)
-        for part, positions in zip(("train", *cut), chosen, strict=True):
+        for part, positions in cut_off(labels[pool], cut, seed, names, "photos").items():
             side[pool[positions]] = part
         _, first, same = np.unique(digests[pool], return_index=True, return_inverse=True)
         side[pool] = side[pool[first]][same]
