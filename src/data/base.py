@@ -4,13 +4,13 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.config import ConfigError
 from src.data.sampler import EvalSampler, TrainSampler, derive_seed
@@ -50,22 +50,12 @@ class Batch:
         return type(self)(x, change(self.y), change(self.index))
 
 
-class Split(Protocol):
-    """One part of a data set, read a batch at a time."""
-
-    def __len__(self) -> int:
-        """Returns the number of samples."""
-
-    def __getitem__(self, index: Tensor) -> Any:
-        """Returns the batch of the samples at the positions `index` ([B] int64)."""
-
-
 @dataclass(frozen=True)
 class Inputs:
     """Samples to predict.
 
     Attributes:
-        split: Those that may be used, a `Split`; their targets mean nothing.
+        split: Those that may be used, as a part of a data set; their targets mean nothing.
         names: Of all, in the person's order.
         problems: Why a sample cannot be used, by its position in `names`. What is known from the beginning is not in
             the split; a split that reads its samples batch by batch adds what it finds, and leaves that out of a batch.
@@ -118,8 +108,12 @@ class DataModule(LightningDataModule):
     def download(self) -> None:
         """Fetches what is missing from the network when src.prepare asks; nothing, unless a subclass knows where."""
 
-    def load(self) -> Mapping[str, Split]:
+    def load(self) -> Mapping[str, Dataset[Batch]]:
         """Reads the data set from disk.
+
+        Returns:
+            The parts by name. Each has a length and is read a batch at a time: its item at the positions [B] (int64)
+            is a `Batch`.
 
         Raises:
             ConfigError: If files are missing or broken; it names them and the way out.

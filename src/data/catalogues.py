@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import ase.db
 
@@ -109,10 +110,7 @@ def _xyz_file(path: Path, targets: Sequence[str] | None) -> Catalogue:
         raise ConfigError(f"{path}: line {number} is not the number of atoms of a frame: {error}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    names = [str(frame) for frame in range(len(frames))]
-    places = [f"frame {name}" for name in names]
-    targets = _named(path, targets, read_frame, frames)
-    return Catalogue(str(path), read_frame, frames, names, places, targets, _hash(_bytes(path)))
+    return _of_one_file(path, targets, read_frame, frames, range(len(frames)), "frame")
 
 
 def _database(path: Path, targets: Sequence[str] | None) -> Catalogue:
@@ -121,12 +119,13 @@ def _database(path: Path, targets: Sequence[str] | None) -> Catalogue:
         keys = sorted(row.id for row in rows)
     except UNREADABLE as error:
         raise ConfigError(f"{path} is no database of ASE: {error}") from error
-    reader, names = partial(read_row, path), [str(key) for key in keys]
-    targets = _named(path, targets, reader, keys)
-    return Catalogue(str(path), reader, keys, names, [f"row {name}" for name in names], targets, _hash(_bytes(path)))
+    return _of_one_file(path, targets, partial(read_row, path), keys, keys, "row")
 
 
-def _named(path: Path, targets: Sequence[str] | None, reader: Reader, keys: Sequence[object]) -> Sequence[str]:
+def _of_one_file(
+    path: Path, targets: Sequence[str] | None, reader: Reader, keys: Sequence[Any], numbers: Sequence[int], unit: str
+) -> Catalogue:
+    """Crystals that are known by their `numbers`, each of which is a `unit` of the file."""
     if not keys:
         raise ConfigError(f"{path} has no crystals")
     if targets is None:
@@ -136,7 +135,8 @@ def _named(path: Path, targets: Sequence[str] | None, reader: Reader, keys: Sequ
         raise ConfigError(
             f"data.targets must say what of {path} is to be learnt; there are {', '.join(there) or 'none'}"
         )
-    return targets
+    names, places = [str(number) for number in numbers], [f"{unit} {number}" for number in numbers]
+    return Catalogue(str(path), reader, keys, names, places, targets, _hash(_bytes(path)))
 
 
 def _bytes(path: Path) -> bytes:

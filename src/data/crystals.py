@@ -79,10 +79,13 @@ class CrystalDataModule(DataModule):
         folder = Path(self.cache_dir).expanduser() if self.cache_dir else self.folder / "graphs"
         crystals, arrays = load_graphs(catalogue, self.settings, folder)
         self.target_names, self.bad_files = list(catalogue.targets), _bad(arrays)
-        if self.bad_files and self.on_bad == "error":
-            raise ConfigError(f"{_listed(catalogue, self.bad_files)}\n    data.on_bad=skip leaves them out")
         if self.bad_files:
-            note(_listed(catalogue, self.bad_files))
+            lines = first_ten([f"{name}: {reason}" for name, reason in self.bad_files])
+            number = f"{len(self.bad_files)} of {len(catalogue.names)}"
+            message = f"{catalogue.what}: {number} crystals cannot be used{lines}"
+            if self.on_bad == "error":
+                raise ConfigError(f"{message}\n    data.on_bad=skip leaves them out")
+            note(message)
         if not len(crystals):
             raise ConfigError(f"{catalogue.what}: no crystal is left")
         twins = np.setdiff1d(np.arange(len(crystals)), np.unique(arrays["digests"], return_index=True)[1])
@@ -285,11 +288,6 @@ class CrystalsDataModule(CrystalDataModule):
 
 def _bad(arrays: Arrays) -> list[tuple[str, str]]:
     return list(zip(arrays["bad"].tolist(), arrays["reasons"].tolist(), strict=True))
-
-
-def _listed(catalogue: Catalogue, bad: Sequence[tuple[str, str]]) -> str:
-    lines = first_ten([f"{name}: {reason}" for name, reason in bad])
-    return f"{catalogue.what}: {len(bad)} of {len(catalogue.names)} crystals cannot be used{lines}"
 
 
 def _count(key: str, size: float, total: int) -> int:

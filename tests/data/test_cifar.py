@@ -199,7 +199,7 @@ def test_a_size_that_does_not_suit_the_files_is_no_reason_to_fetch_them(
     root = write()
     monkeypatch.setattr("src.data.cifar.download_and_extract_archive", lambda *_, **__: pytest.fail("fetched"))
     cifar(root, val_size=100).download()
-    with pytest.raises(ConfigError, match="nothing is left to train on: data.val_size=100 of 100 samples"):
+    with pytest.raises(ConfigError, match=r"nothing is left to train on: data\.val_size=100 of 100 samples"):
         loaded(root, val_size=100)
 
 
