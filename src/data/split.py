@@ -61,9 +61,13 @@ def cut_off(
         what: The samples are, for the message.
 
     Raises:
-        ConfigError: If nothing is left, or a class has too few samples for every part.
+        ConfigError: If a size makes no sense, nothing is left, or a class has too few samples for every part.
     """
     counts = [round(size * len(labels)) if size < 1 else int(size) for size in sizes.values()]
+    for (part, size), count in zip(sizes.items(), counts, strict=True):
+        if count < 1 or (size > 1 and size != count):
+            number = f"a number of {what}, or below 1 a share of the {len(labels)} that is one at least"
+            raise ConfigError(f"data.{part}_size={size}: must be {number}")
     left = len(labels) - sum(counts)
     if left < 1:
         asked = " and ".join(f"data.{part}_size={size}" for part, size in sizes.items())

@@ -280,6 +280,13 @@ def test_what_cannot_be_split() -> None:
     )
 
 
+@pytest.mark.parametrize("size", [0.01, 3.7, 1.5])
+def test_sizes_that_make_no_sense(size: float) -> None:
+    assert refusal([0, 1] * 20, [""] * 40, val=size) == (
+        f"data.val_size={size}: must be a number of photos, or below 1 a share of the 40 that is one at least"
+    )
+
+
 def test_one_class_only(tmp_path: Path) -> None:
     listing = listed(touch(tmp_path, "a/1.jpg", "a/2.jpg"))
     with pytest.raises(ConfigError, match=r"there must be photos of two classes at least, and there are of a$"):
