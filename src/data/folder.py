@@ -76,10 +76,11 @@ def list_photos(
     photos: dict[str, tuple[str, str | None]] = {}
     for path, (top, *below) in words.items():
         part = PARTS.get(top.lower()) if labelled else ""
-        name = name_of(below if labelled else [top, *below])
         if part is None:
             bad[path] = f"lies beside {sorted(labelled)[0]}, which holds a part of the data set"
-        elif name is None and (part != "test" or top in labelled):
+            continue
+        name = name_of(below if labelled else [top, *below])
+        if name is None and (part != "test" or top in labelled):
             bad[path] = nameless
         else:
             photos[path] = (part if name is not None else "predict", name)

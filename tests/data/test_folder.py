@@ -140,6 +140,13 @@ def test_names_that_are_neither(tmp_path: Path) -> None:
     )
 
 
+def test_a_photo_beside_the_parts_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "train/cat.1.jpg", "train/dog.1.jpg", "sample.jpg", "more/cat.2.jpg")
+    assert listed(tmp_path, DogCatDataModule).bad == dict.fromkeys(
+        ["sample.jpg", "more/cat.2.jpg"], "lies beside train, which holds a part of the data set"
+    )
+
+
 # --- what cannot be listed
 
 
