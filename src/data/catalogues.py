@@ -55,10 +55,10 @@ def _cgcnn_folder(folder: Path, targets: Sequence[str] | None) -> Catalogue:
     table = folder / TABLE
     try:
         text = table.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = csv.reader(text.splitlines())
+        rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines if "".join(row).strip()]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{table} cannot be read: {error}") from error
-    lines = csv.reader(text.splitlines())
-    rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines if "".join(row).strip()]
     columns = _header(folder, rows[0][1]) if rows else []
     if columns:
         note(f"{table}: row {rows.pop(0)[0]} is taken as a header, the targets are called {', '.join(columns)}")
@@ -90,7 +90,10 @@ def _header(folder: Path, first: Sequence[str]) -> list[str]:
         with suppress(ValueError):
             float(cell or "nan")
             return []
-    return [] if (folder / f"{first[0]}.cif").is_file() else list(first[1:])
+    with suppress(OSError):  # of a name that is too long
+        if (folder / f"{first[0]}.cif").is_file():
+            return []
+    return list(first[1:])
 
 
 def _numbered(count: int) -> list[str]:

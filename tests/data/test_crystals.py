@@ -205,6 +205,14 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     assert refusal(tmp_path / "folder").startswith(f"{tmp_path}/folder/id_prop.csv cannot be read: ")
 
 
+@pytest.mark.parametrize("first", ['"c0,0.0', 'c0,"0.0'])
+def test_a_quote_that_is_not_closed(tmp_path: Path, first: str) -> None:
+    rows = [first, *(f"c{number},0.{number}" for number in range(1, 99))]  # all one row, and a cell of it a long name
+    assert "1 of 1 crystals cannot be used" in refusal(write_cgcnn_folder(tmp_path, crystals(2), rows))
+    message = refusal(write_cgcnn_folder(tmp_path, crystals(2), [first, "x" * 200_000]))
+    assert message == f"{tmp_path}/id_prop.csv cannot be read: field larger than field limit (131072)"
+
+
 def test_inputs_for_a_prediction(tmp_path: Path) -> None:
     structures = crystals(4)
     write_cgcnn_folder(tmp_path / "cifs", structures, rows=["anything"])
