@@ -1,5 +1,6 @@
 """What every data set shares: batches, loaders, facts."""
 
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -256,6 +257,11 @@ class DataModule(LightningDataModule):
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+def cores() -> int:
+    """Returns how many cores this process may use, which on a cluster are not all of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require_int(key: str, value: int, minimum: int) -> int:

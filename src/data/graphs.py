@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from src.config import ConfigError
-from src.data.base import Batch
+from src.data.base import Batch, cores
 from src.structures.neighbors import GraphSettings
 from src.structures.reading import Crystal, Reader, read_crystals, start_worker
 
@@ -237,9 +237,8 @@ def _crystals(catalogue: Catalogue, settings: GraphSettings) -> Iterator[Crystal
 
 
 def _parallel(read: Callable[[Any], list[Crystal | str]], chunks: Sequence[Any]) -> Iterator[list[Crystal | str]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Not forked: this process may have threads, a GPU and W&B's sockets.
-    pool = ProcessPoolExecutor(min(cores, len(chunks)), get_context("spawn"), start_worker)
+    pool = ProcessPoolExecutor(min(cores(), len(chunks)), get_context("spawn"), start_worker)
     try:
         with _empty_main():
             parts = pool.map(read, chunks)  # starts the processes
