@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def _of_one_file(
     if targets is None:
         there: list[str] = []
         with suppress(*UNREADABLE):
-            there = [name for name, value in known_values(reader(keys[0])).items() if isinstance(value, int | float)]
+            there = [name for name, value in known_values(reader(keys[0])).items() if isinstance(value, Real)]
         raise ConfigError(
             f"data.targets must say what of {path} is to be learnt; there are {', '.join(there) or 'none'}"
         )

@@ -155,6 +155,9 @@ def test_extended_xyz(tmp_path: Path) -> None:
             str(n): [-n, pytest.approx(atoms.info["gap"])] for n, atoms in enumerate(structures)
         }
     assert refusal(path) == f"data.targets must say what of {path} is to be learnt; there are energy, gap"
+    structures[0].info |= {"label": 1, "remark": "new"}
+    write_xyz(path, structures)
+    assert refusal(path).endswith("is to be learnt; there are energy, gap, label")
 
 
 def test_ase_database(tmp_path: Path) -> None:
