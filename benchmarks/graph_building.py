@@ -43,7 +43,7 @@ def main() -> None:
     read = partial(read_crystals, lambda atoms: atoms, [TARGET], settings)
     result["checked_graphs_per_s"] = rate(count, lambda: read(alloys), 3)
 
-    import torch  # not before: worker processes import this file too
+    import torch  # not before: reading is measured as in a worker, without it
     from torch_geometric.data import Batch, Data
 
     from src.data.crystals import EMTAlloysDataModule

@@ -1,16 +1,17 @@
 """What every data set shares: batches, loaders, facts."""
 
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.config import ConfigError
 from src.data.sampler import EvalSampler, TrainSampler, derive_seed
@@ -50,22 +51,12 @@ class Batch:
         return type(self)(x, change(self.y), change(self.index))
 
 
-class Split(Protocol):
-    """One part of a data set, read a batch at a time."""
-
-    def __len__(self) -> int:
-        """Returns the number of samples."""
-
-    def __getitem__(self, index: Tensor) -> Any:
-        """Returns the batch of the samples at the positions `index` ([B] int64)."""
-
-
 @dataclass(frozen=True)
 class Inputs:
     """Samples to predict.
 
     Attributes:
-        split: Those that may be used, a `Split`; their targets mean nothing.
+        split: Those that may be used, as a part of a data set; their targets mean nothing.
         names: Of all, in the person's order.
         problems: Why a sample cannot be used, by its position in `names`. What is known from the beginning is not in
             the split; a split that reads its samples batch by batch adds what it finds, and leaves that out of a batch.
@@ -81,21 +72,30 @@ class DataModule(LightningDataModule):
 
     Args:
         batch_size: Samples per training step over all processes.
+        split_seed: Which samples go to which part, where the split is random.
         seed: The run's seed, for the order of the training samples.
         num_folds: Folds of a cross-validation, cut out of the training and validation part together; None: no folds.
         fold: Which of them is the validation part, from 0 on; the others are trained on.
 
     Attributes:
-        splits: "train", "val" and "test", after `setup`.
+        folder: Where the files are; None where they come with a package.
+        decisive: Names of the facts that a model must share.
+        splits: "train", "val" and "test", perhaps "predict", after `setup`.
         folds: `num_folds` and `fold`; empty without a cross-validation.
         facts: What the model, the dashboard and a checkpoint must know of the data, as plain values; after `setup`.
         bad_files: Files that are left out, and why; after `setup`.
         repeats: Whether every epoch has the batches of the first.
     """
 
-    def __init__(self, batch_size: int, seed: int, num_folds: int | None = None, fold: int = 0) -> None:
+    folder: Path | None = None
+    decisive: Sequence[str] = ()
+
+    def __init__(
+        self, batch_size: int, split_seed: int, seed: int, num_folds: int | None = None, fold: int = 0
+    ) -> None:
         super().__init__()
         self.batch_size = require_int("data.batch_size", batch_size, minimum=1)
+        self.split_seed = require_int("data.split_seed", split_seed, minimum=0)
         self.seed = seed
         if fold >= (num_folds or 1):
             fault = f"the folds are 0 to {num_folds - 1}" if num_folds else "there are none, as data.num_folds=null"
@@ -106,16 +106,15 @@ class DataModule(LightningDataModule):
         self.bad_files: list[tuple[str, str]] = []
         self.repeats = False
 
-    @property
-    def folder(self) -> Path | None:
-        """Where the files are; None where they come with a package."""
-        return None
-
     def download(self) -> None:
         """Fetches what is missing from the network when src.prepare asks; nothing, unless a subclass knows where."""
 
-    def load(self) -> Mapping[str, Split]:
+    def load(self) -> Mapping[str, Dataset[Batch]]:
         """Reads the data set from disk.
+
+        Returns:
+            The parts by name. Each has a length and is read a batch at a time: its item at the positions [B] (int64)
+            is a `Batch`.
 
         Raises:
             ConfigError: If files are missing or broken; it names them and the way out.
@@ -123,8 +122,14 @@ class DataModule(LightningDataModule):
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """Returns the facts of the loaded splits."""
-        raise NotImplementedError
+        """Returns the facts of the loaded splits; a subclass adds what else there is to know."""
+        return {
+            "name": self.name,
+            "num_samples": {split: len(part) for split, part in self.splits.items()},
+            "batch_size": self.batch_size,
+            "split_seed": self.split_seed,
+            **self.folds,
+        }
 
     def adopt(self, facts: Mapping[str, Any]) -> None:
         """Prepares inputs as they were for a trained model, whatever these splits would suggest.
@@ -132,7 +137,14 @@ class DataModule(LightningDataModule):
         Raises:
             ConfigError: If the model was trained for something else than this data.
         """
-        raise NotImplementedError
+        for name in self.decisive:
+            theirs, ours = facts.get(name), self.facts.get(name)
+            if theirs != ours:
+                raise ConfigError(
+                    f"data: the model was trained on {facts.get('name')}, this is {self.name}\n"
+                    f"    {name} of the model: {_excerpt(theirs, ours)}\n"
+                    f"    {name} of the data: {_excerpt(ours, theirs)}"
+                )
 
     def read_inputs(self, path: Path) -> Inputs:
         """Reads samples to predict, prepared as for the model that `facts` was taken from; no data set is loaded.
@@ -190,8 +202,8 @@ class DataModule(LightningDataModule):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Returns the test part in order, unpadded."""
-        return self._eval_loader("test")
+        """Returns the unlabelled samples in order, or the test part where there are none."""
+        return self._eval_loader("predict" if "predict" in self.splits else "test")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Seeds every generator from the position alone, so that a resumed run draws what it would have drawn."""
@@ -213,6 +225,17 @@ class DataModule(LightningDataModule):
         """Moves a batch without waiting for the copy, which Lightning does for bare tensors only."""
         return batch.to(device, non_blocking=device.type == "cuda")
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Transforms a batch where the model will read it, and puts it in the run's precision."""
+        batch.x = self.transform(batch.x, training=self.trainer is not None and bool(self.trainer.training))
+        if self.trainer is not None:
+            batch.x = self.trainer.precision_plugin.convert_input(batch.x)
+        return batch
+
+    def transform(self, x: Any, training: bool) -> Any:
+        """Returns what the model sees of the inputs of a batch."""
+        return x
+
     def _train_sampler(self, rank: int, world_size: int) -> TrainSampler:
         samples = len(self.splits["train"])
         weights_N = self.sample_weights()
@@ -226,7 +249,6 @@ class DataModule(LightningDataModule):
             self.splits[split],
             batch_size=None,
             sampler=sampler,
-            collate_fn=_identity,
             num_workers=self.num_workers(split),
             persistent_workers=self.num_workers(split) > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
@@ -237,6 +259,11 @@ class DataModule(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
+def cores() -> int:
+    """Returns how many cores this process may use, which on a cluster are not all of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def require_int(key: str, value: int, minimum: int) -> int:
     """Returns `value` if it is a whole number of at least `minimum`, else raises ConfigError naming `key`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
@@ -244,5 +271,16 @@ def require_int(key: str, value: int, minimum: int) -> int:
     return value
 
 
-def _identity(batch: Any) -> Any:
-    return batch
+def first_ten(lines: Sequence[str]) -> str:
+    """Returns up to ten lines, indented, and how many more there are."""
+    more = [f"and {len(lines) - 10} more"] if len(lines) > 10 else []
+    return "".join(f"\n    {line}" for line in [*lines[:10], *more])
+
+
+def _excerpt(values: Any, others: Any) -> str:
+    """A value or a short list; of a long list ten values, from the first on in which the other one differs."""
+    if not isinstance(values, list) or len(values) <= 20:
+        return str(values)
+    same = [*(one == other for one, other in zip(values, others or (), strict=False)), False]
+    start = min(same.index(False), len(values) - 10)
+    return f"{values[start : start + 10]} (of {len(values):,}, from number {start + 1} on)"

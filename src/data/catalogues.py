@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import ase.db
 
@@ -54,10 +56,10 @@ def _cgcnn_folder(folder: Path, targets: Sequence[str] | None) -> Catalogue:
     table = folder / TABLE
     try:
         text = table.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = csv.reader(text.splitlines())
+        rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines if "".join(row).strip()]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{table} cannot be read: {error}") from error
-    lines = csv.reader(text.splitlines())
-    rows = [(lines.line_num, [cell.strip() for cell in row]) for row in lines if "".join(row).strip()]
     columns = _header(folder, rows[0][1]) if rows else []
     if columns:
         note(f"{table}: row {rows.pop(0)[0]} is taken as a header, the targets are called {', '.join(columns)}")
@@ -89,7 +91,10 @@ def _header(folder: Path, first: Sequence[str]) -> list[str]:
         with suppress(ValueError):
             float(cell or "nan")
             return []
-    return [] if (folder / f"{first[0]}.cif").is_file() else list(first[1:])
+    with suppress(OSError):  # of a name that is too long
+        if (folder / f"{first[0]}.cif").is_file():
+            return []
+    return list(first[1:])
 
 
 def _numbered(count: int) -> list[str]:
@@ -109,10 +114,7 @@ def _xyz_file(path: Path, targets: Sequence[str] | None) -> Catalogue:
         raise ConfigError(f"{path}: line {number} is not the number of atoms of a frame: {error}") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    names = [str(frame) for frame in range(len(frames))]
-    places = [f"frame {name}" for name in names]
-    targets = _named(path, targets, read_frame, frames)
-    return Catalogue(str(path), read_frame, frames, names, places, targets, _hash(_bytes(path)))
+    return _of_one_file(path, targets, read_frame, frames, range(len(frames)), "frame")
 
 
 def _database(path: Path, targets: Sequence[str] | None) -> Catalogue:
@@ -121,22 +123,24 @@ def _database(path: Path, targets: Sequence[str] | None) -> Catalogue:
         keys = sorted(row.id for row in rows)
     except UNREADABLE as error:
         raise ConfigError(f"{path} is no database of ASE: {error}") from error
-    reader, names = partial(read_row, path), [str(key) for key in keys]
-    targets = _named(path, targets, reader, keys)
-    return Catalogue(str(path), reader, keys, names, [f"row {name}" for name in names], targets, _hash(_bytes(path)))
+    return _of_one_file(path, targets, partial(read_row, path), keys, keys, "row")
 
 
-def _named(path: Path, targets: Sequence[str] | None, reader: Reader, keys: Sequence[object]) -> Sequence[str]:
+def _of_one_file(
+    path: Path, targets: Sequence[str] | None, reader: Reader, keys: Sequence[Any], numbers: Sequence[int], unit: str
+) -> Catalogue:
+    """Crystals that are known by their `numbers`, each of which is a `unit` of the file."""
     if not keys:
         raise ConfigError(f"{path} has no crystals")
     if targets is None:
         there: list[str] = []
         with suppress(*UNREADABLE):
-            there = [name for name, value in known_values(reader(keys[0])).items() if isinstance(value, int | float)]
+            there = [name for name, value in known_values(reader(keys[0])).items() if isinstance(value, Real)]
         raise ConfigError(
             f"data.targets must say what of {path} is to be learnt; there are {', '.join(there) or 'none'}"
         )
-    return targets
+    names, places = [str(number) for number in numbers], [f"{unit} {number}" for number in numbers]
+    return Catalogue(str(path), reader, keys, names, places, targets, _hash(_bytes(path)))
 
 
 def _bytes(path: Path) -> bytes:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from src.config import ConfigError
-from src.data.base import Batch, DataModule, Inputs, require_int
+from src.data.base import DataModule, Inputs, first_ten, require_int
 from src.data.catalogues import cif_files, open_catalogue
 from src.data.graphs import Arrays, Catalogue, GraphSplit, load_graphs, note
 from src.data.split import cross_validation, group_split
@@ -23,60 +23,47 @@ from src.structures.emt import CARD, TARGET, UNIT, emt_alloy
 from src.structures.neighbors import GraphSettings, Integers
 from src.structures.reading import MAX_Z, reduced_formula
 
-SHOWN = 10  # bad crystals that a message lists
-
 
 class CrystalDataModule(DataModule):
     """Crystals as graphs of nearest neighbours, for regression of their properties.
 
     Args:
-        batch_size: Crystals per training step over all processes.
         val_size: Validation crystals: a share below 1, or a number.
         test_size: Test crystals, likewise.
         split: `random`; `composition`, where no reduced formula is in two parts, so that a score is one of formulas
             never seen; or `files`: train.txt, val.txt and test.txt beside the data, an id a line.
-        split_seed: Which crystals go to which part.
-        seed: The run's seed, for the order of the training samples.
         cutoff: See `GraphSettings`.
         num_neighbors: See `GraphSettings`.
         compat: See `GraphSettings`.
         cache_dir: Folder for the graphs; None: beside the data.
         on_bad: What to do if crystals cannot be used: `error`, or `skip` to leave them out.
-        **folds: See `DataModule`.
+        **rest: See `DataModule`.
 
     Attributes:
-        bad_files: Crystals that were left out, and why.
+        folder: Where the files are; the graphs are kept there too.
     """
 
+    decisive = ("target_names", "num_classes", "cutoff", "num_neighbors", "compat")
+    folder: Path
     card: str
     units: Sequence[str] | None = None
 
     def __init__(
         self,
-        batch_size: int,
         val_size: float,
         test_size: float,
         split: Literal["random", "composition", "files"],
-        split_seed: int,
-        seed: int,
         cutoff: float = 8.0,
         num_neighbors: int = 12,
         compat: bool = False,
         cache_dir: str | None = None,
         on_bad: Literal["error", "skip"] = "error",
-        **folds: Any,
+        **rest: Any,
     ) -> None:
-        super().__init__(batch_size, seed, **folds)
-        self.sizes = {"test": test_size, "val": val_size}
-        self.split, self.split_seed = split, require_int("data.split_seed", split_seed, minimum=0)
+        super().__init__(**rest)
+        self.split, self.sizes = split, {"test": test_size, "val": val_size}
         self.settings = GraphSettings(float(cutoff), num_neighbors, compat)
         self.cache_dir, self.on_bad = cache_dir, on_bad
-        self.bad_files: list[tuple[str, str]] = []
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are; the graphs are kept there too."""
-        raise NotImplementedError
 
     def catalogue(self) -> Catalogue:
         """Lists the crystals.
@@ -92,15 +79,18 @@ class CrystalDataModule(DataModule):
         folder = Path(self.cache_dir).expanduser() if self.cache_dir else self.folder / "graphs"
         crystals, arrays = load_graphs(catalogue, self.settings, folder)
         self.target_names, self.bad_files = list(catalogue.targets), _bad(arrays)
-        if self.bad_files and self.on_bad == "error":
-            raise ConfigError(f"{_listed(catalogue, self.bad_files)}\n    data.on_bad=skip leaves them out")
         if self.bad_files:
-            note(_listed(catalogue, self.bad_files))
+            lines = first_ten([f"{name}: {reason}" for name, reason in self.bad_files])
+            number = f"{len(self.bad_files)} of {len(catalogue.names)}"
+            message = f"{catalogue.what}: {number} crystals cannot be used{lines}"
+            if self.on_bad == "error":
+                raise ConfigError(f"{message}\n    data.on_bad=skip leaves them out")
+            note(message)
         if not len(crystals):
             raise ConfigError(f"{catalogue.what}: no crystal is left")
         twins = np.setdiff1d(np.arange(len(crystals)), np.unique(arrays["digests"], return_index=True)[1])
         if len(twins):
-            shown = ", ".join(crystals.names[twin] for twin in twins[:SHOWN])
+            shown = ", ".join(crystals.names[twin] for twin in twins[:10])
             note(f"{catalogue.what}: there already under another name, with the same target: {len(twins)} ({shown})")
         # Not crystal by crystal: the same one under two names would be in two parts.
         groups = arrays["formulas" if self.split == "composition" else "digests"]
@@ -141,15 +131,11 @@ class CrystalDataModule(DataModule):
             ConfigError: A target is missing throughout the training part, or always the same.
         """
         return {
-            "name": self.name,
+            **super().describe(),
             **self.describe_targets(self.splits["train"].y),
-            "num_samples": {part: len(split) for part, split in self.splits.items()},
             "max_z": MAX_Z,
             **asdict(self.settings),
-            "batch_size": self.batch_size,
             "split": self.split,
-            "split_seed": self.split_seed,
-            **self.folds,
             "fingerprint": self.fingerprint,
             "card": self.card,
         }
@@ -178,37 +164,14 @@ class CrystalDataModule(DataModule):
         """
         catalogue = cif_files(path) or open_catalogue(path, ())
         crystals, arrays = load_graphs(catalogue, self.settings, folder=None)
-        good, reasons, problems = crystals.names[::-1], iter(arrays["reasons"].tolist()), dict[int, str]()
-        for position, name in enumerate(catalogue.names):  # good and bad ones are each in this order
-            if good and good[-1] == name:
-                good.pop()
-            else:
-                problems[position] = next(reasons)
+        reasons = dict(_bad(arrays))
+        problems = {position: reasons[name] for position, name in enumerate(catalogue.names) if name in reasons}
         return Inputs(crystals, catalogue.names, problems)
-
-    def adopt(self, facts: Mapping[str, Any]) -> None:
-        """Checks that the graphs are what a model was trained with; the statistics of its targets are its own.
-
-        Raises:
-            ConfigError: It was trained for other targets, or with other neighbours.
-        """
-        for name in ("target_names", "num_classes", "cutoff", "num_neighbors", "compat"):
-            if facts.get(name) != self.facts.get(name):
-                raise ConfigError(
-                    f"data: the model was trained on {facts.get('name')}, this is {self.name}\n"
-                    f"    {name} of the model: {facts.get(name)}\n    {name} of the data: {self.facts.get(name)}"
-                )
 
     def describe_sample(self, split: str, position: int) -> dict[str, str]:
         """Returns the crystal's id and its reduced formula."""
         crystal = self.splits[split].select(torch.tensor([position]))
         return {"id": crystal.names[0], "formula": reduced_formula(crystal.z_N.numpy())}
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Puts the distances in the precision of the run."""
-        if self.trainer is not None:
-            batch.x = self.trainer.precision_plugin.convert_input(batch.x)
-        return batch
 
 
 class EMTAlloysDataModule(CrystalDataModule):
@@ -227,14 +190,9 @@ class EMTAlloysDataModule(CrystalDataModule):
 
     def __init__(self, root: str, num_structures: int, dataset_seed: int, **options: Any) -> None:
         super().__init__(**options)
-        self.root = Path(root)
+        self.folder = Path(root) / self.name
         self.num_structures = require_int("data.num_structures", num_structures, minimum=1)
         self.dataset_seed = require_int("data.dataset_seed", dataset_seed, minimum=0)
-
-    @property
-    def folder(self) -> Path:
-        """Where the graphs are kept."""
-        return self.root / self.name
 
     def catalogue(self) -> Catalogue:
         """Lists the alloys, which are made as they are read."""
@@ -269,13 +227,9 @@ class CrystalsDataModule(CrystalDataModule):
     ) -> None:
         super().__init__(**options)
         self.path, self.targets, self.units, self.task = Path(root).expanduser(), targets, units, task
+        self.folder = self.path.parent if self.path.is_file() else self.path
         self.atom_features = atom_features
         self.card = f"Crystals of {self.path}; their labels are as given there."
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are."""
-        return self.path.parent if self.path.is_file() else self.path
 
     def catalogue(self) -> Catalogue:
         """Lists the crystals."""
@@ -334,13 +288,6 @@ class CrystalsDataModule(CrystalDataModule):
 
 def _bad(arrays: Arrays) -> list[tuple[str, str]]:
     return list(zip(arrays["bad"].tolist(), arrays["reasons"].tolist(), strict=True))
-
-
-def _listed(catalogue: Catalogue, bad: Sequence[tuple[str, str]]) -> str:
-    lines = [f"{catalogue.what}: {len(bad)} of {len(catalogue.names)} crystals cannot be used"]
-    lines += [f"{name}: {reason}" for name, reason in bad[:SHOWN]]
-    lines += [f"and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-    return "\n    ".join(lines)
 
 
 def _count(key: str, size: float, total: int) -> int:

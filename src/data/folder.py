@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.config import ConfigError
-from src.data.split import Positions, stratified_split
+from src.data.split import Positions, cut_off
 
 SUFFIXES = {
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff",
@@ -76,10 +76,11 @@ def list_photos(
     photos: dict[str, tuple[str, str | None]] = {}
     for path, (top, *below) in words.items():
         part = PARTS.get(top.lower()) if labelled else ""
-        name = name_of(below if labelled else [top, *below])
         if part is None:
             bad[path] = f"lies beside {sorted(labelled)[0]}, which holds a part of the data set"
-        elif name is None and (part != "test" or top in labelled):
+            continue
+        name = name_of(below if labelled else [top, *below])
+        if name is None and (part != "test" or top in labelled):
             bad[path] = nameless
         else:
             photos[path] = (part if name is not None else "predict", name)
@@ -159,12 +160,7 @@ def split_photos(
 
     require_classes()
     if cut := {part: size for part, size in sizes.items() if len(pool) and part not in side}:
-        counts = [round(size * len(pool)) if size < 1 else int(size) for size in cut.values()]
-        if sum(counts) >= len(pool):
-            asked = " and ".join(f"data.{part}_size={size}" for part, size in cut.items())
-            raise ConfigError(f"nothing is left to train on: {asked} of {len(pool)} photos")
-        chosen = stratified_split(labels[pool], [len(pool) - sum(counts), *counts], seed, names)
-        for part, positions in zip(("train", *cut), chosen, strict=True):
+        for part, positions in cut_off(labels[pool], cut, seed, names, "photos").items():
             side[pool[positions]] = part
         _, first, same = np.unique(digests[pool], return_index=True, return_inverse=True)
         side[pool] = side[pool[first]][same]

@@ -3,14 +3,17 @@
 import hashlib
 import logging
 import os
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from src.config import ConfigError
-from src.data.base import Batch
+from src.data.base import Batch, cores
 from src.structures.neighbors import GraphSettings
 from src.structures.reading import Crystal, Reader, read_crystals, start_worker
 
@@ -234,10 +237,21 @@ def _crystals(catalogue: Catalogue, settings: GraphSettings) -> Iterator[Crystal
 
 
 def _parallel(read: Callable[[Any], list[Crystal | str]], chunks: Sequence[Any]) -> Iterator[list[Crystal | str]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Not forked: this process may have threads, a GPU and W&B's sockets.
-    pool = ProcessPoolExecutor(min(cores, len(chunks)), get_context("spawn"), start_worker)
+    pool = ProcessPoolExecutor(min(cores(), len(chunks)), get_context("spawn"), start_worker)
     try:
-        yield from pool.map(read, chunks)
+        with _empty_main():
+            parts = pool.map(read, chunks)  # starts the processes
+        yield from parts
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _empty_main() -> Iterator[None]:
+    """Hides the main module, which a spawned process imports: a script without a guard would start again in each."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -26,7 +26,7 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     Raises:
         ConfigError: If the file cannot be read or is not exactly what its header says.
     """
-    raw = _read_bytes(path)
+    raw = read_bytes(path)
     header = 4 + 4 * ndim
     if not raw:
         raise ConfigError(f"{path} is empty")
@@ -43,7 +43,12 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Returns what is in a file, unpacked if its suffix is .gz.
+
+    Raises:
+        ConfigError: If the file cannot be read.
+    """
     try:
         raw = path.read_bytes()
         return gzip.decompress(raw) if path.suffix == ".gz" else raw

@@ -17,7 +17,7 @@ from src.data.base import Batch, DataModule, Inputs, require_int
 from src.data.folder import SUFFIXES
 from src.data.idx import read_idx
 from src.data.inputs import read_pictures
-from src.data.split import cross_validation, stratified_split
+from src.data.split import cross_validation, cut_off
 from src.data.transforms import Normalize, channel_statistics
 
 
@@ -52,37 +52,31 @@ class ImageDataModule(DataModule):
     A subclass states `name` and `class_names` and reads its files in `load`.
 
     Args:
-        batch_size: Samples per training step over all processes.
-        split_seed: Which samples go to which part, where the split is random.
-        seed: The run's seed, for the order of the training samples.
         on_device: Whether the splits are kept on the device that trains.
-        **folds: See `DataModule`.
+        **rest: See `DataModule`.
     """
 
+    decisive = ("class_names", "input_shape")
     class_names: Sequence[str]
 
-    def __init__(self, batch_size: int, split_seed: int, seed: int, on_device: bool = False, **folds: Any) -> None:
-        super().__init__(batch_size, seed, **folds)
+    def __init__(self, on_device: bool = False, **rest: Any) -> None:
+        super().__init__(**rest)
         self.on_device = on_device
-        self.split_seed = require_int("data.split_seed", split_seed, minimum=0)
 
     @cached_property
     def normalize(self) -> Normalize:
-        """What `on_after_batch_transfer` applies."""
+        """What `transform` applies."""
         return Normalize(self.facts["mean"], self.facts["std"])
 
     def hold_out(self, x: NDArray[np.uint8], y_N: NDArray[np.int64], **sizes: int) -> dict[str, TensorSplit]:
         """Cuts parts off labelled images, stratified; "train" is what is left, or what the folds make of it and "val".
 
         Raises:
-            ConfigError: If nothing is left, or a class has too few samples for every part.
+            ConfigError: If a size is not a number of samples, nothing is left, or a class has too few for every part.
         """
-        train = len(y_N) - sum(sizes.values())
-        if train < 1:
-            asked = " and ".join(f"data.{part}_size={size}" for part, size in sizes.items())
-            raise ConfigError(f"nothing is left to train on: {asked} of {len(y_N)} samples")
-        chosen = stratified_split(y_N, [train, *sizes.values()], self.split_seed, self.class_names)
-        parts = dict(zip(("train", *sizes), chosen, strict=True))
+        for part, size in sizes.items():
+            require_int(f"data.{part}_size", size, minimum=1)
+        parts = cut_off(y_N, sizes, self.split_seed, self.class_names, "samples")
         parts = cross_validation(parts, self.folds, self.split_seed, np.arange(len(y_N)), y_N, self.class_names)
         return {part: tensor_split(x[i], y_N[i]) for part, i in parts.items()}
 
@@ -97,21 +91,17 @@ class ImageDataModule(DataModule):
             raise ConfigError(f"{self.name}: in the training part all pixels of channel {std.index(0.0)} are equal")
         num_classes = len(self.class_names)
         return {
-            "name": self.name,
+            **super().describe(),
             "task": "classification",
             "input_shape": self.input_shape(),
             "num_classes": num_classes,
             "class_names": list(self.class_names),
             "mean": mean,
             "std": std,
-            "num_samples": {split: len(part) for split, part in self.splits.items()},
             "class_counts": {
                 split: torch.bincount(part.y_N[part.y_N >= 0], minlength=num_classes).tolist()
                 for split, part in self.splits.items()
             },
-            "batch_size": self.batch_size,
-            "split_seed": self.split_seed,
-            **self.folds,
             "fingerprint": self.fingerprint(),
         }
 
@@ -127,14 +117,9 @@ class ImageDataModule(DataModule):
         """Normalises the uint8 images of a training batch on the device; a subclass changes them before."""
         return self.normalize(x_BCHW)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augments (while training) and normalises a batch where the model will read it, in the run's precision."""
-        assert isinstance(batch.x, Tensor)
-        training = self.trainer is not None and self.trainer.training
-        batch.x = self.augment(batch.x) if training else self.normalize(batch.x)
-        if self.trainer is not None:
-            batch.x = self.trainer.precision_plugin.convert_input(batch.x)
-        return batch
+    def transform(self, x: Tensor, training: bool) -> Tensor:
+        """Normalises the images of a batch, and augments those of a training batch."""
+        return self.augment(x) if training else self.normalize(x)
 
     def _loader(self, split: str, sampler: Sampler[Tensor]) -> DataLoader[Any]:
         if self.on_device and self.trainer is not None:
@@ -161,13 +146,7 @@ class ImageDataModule(DataModule):
         Raises:
             ConfigError: If its classes or the shape of its input are others.
         """
-        for name in ("class_names", "input_shape"):
-            if (theirs := facts.get(name) or []) != (ours := self.facts[name]):
-                start = [*(one == other for one, other in zip(theirs, ours, strict=False)), False].index(False)
-                raise ConfigError(
-                    f"data: the model was trained on {facts.get('name')}, this is {self.name}\n"
-                    f"    {name} of the model: {excerpt(theirs, start)}\n    {name} of the data: {excerpt(ours, start)}"
-                )
+        super().adopt(facts)
         self.normalize = Normalize(facts["mean"], facts["std"])
 
     def fingerprint(self) -> str:
@@ -178,14 +157,6 @@ class ImageDataModule(DataModule):
             digest.update(part.x_NCHW.numpy().data)
             digest.update(part.y_N.numpy().data)
         return digest.hexdigest()
-
-
-def excerpt(values: Sequence[Any], start: int) -> str:
-    """Returns a short list, or of a long one ten values from `start` on, for a message."""
-    if len(values) <= 20:
-        return str(values)
-    start = min(start, len(values) - 10)
-    return f"{values[start : start + 10]} (of {len(values):,}, from number {start + 1} on)"
 
 
 def tensor_split(x: NDArray[np.uint8], y_N: NDArray[np.int64]) -> TensorSplit:

@@ -1,7 +1,6 @@
 """Pictures to predict: a file, a folder or a pattern, prepared as a model saw its own in evaluation."""
 
 import glob
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.config import ConfigError
-from src.data.base import Batch, Inputs
+from src.data.base import Batch, Inputs, cores
 from src.data.decode import BadPhotoError, decode
 from src.data.folder import find_photos
 
@@ -46,7 +45,7 @@ class PictureSplit(Dataset[Batch]):
 
     def __getitem__(self, index: Tensor) -> Batch:
         """Decodes a batch, in threads: the decoders let go of Python's lock."""
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(cores()) as threads:
             read = zip(index.tolist(), threads.map(self._read, index.tolist()), strict=True)
             pictures = [(position, pixels) for position, pixels in read if pixels is not None]
         channels, *size = self.facts["input_shape"]

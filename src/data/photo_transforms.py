@@ -43,10 +43,9 @@ def random_resized_crop(x_BCHW: Tensor, size: int, min_area: float, flip: bool) 
 
 def resize_each(x_BCHW: Tensor, boxes_B5: Tensor, size: int) -> Tensor:
     """Resizes rectangles (top, height, left, width, whether mirrored) of uint8 images one by one: fast on a CPU."""
-    resized = []
+    resized, boxes = [], boxes_B5.int().tolist()
     with one_thread():
-        for x_1CHW, box in zip(x_BCHW.unsqueeze(1), boxes_B5.int().tolist(), strict=True):
-            top, height, left, width, mirrored = box
+        for x_1CHW, (top, height, left, width, mirrored) in zip(x_BCHW.unsqueeze(1), boxes, strict=True):
             crop_1CHW = x_1CHW[..., top : top + height, left : left + width]
             crop_1CHW = interpolate(crop_1CHW, (size, size), mode="bilinear", antialias=True)
             resized.append(crop_1CHW.flip(3) if mirrored else crop_1CHW)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from src.config import ConfigError
-from src.data.base import Batch
+from src.data.base import Batch, first_ten
 from src.data.folder import list_photos, shared_content, split_photos
 from src.data.images import ImageDataModule
 from src.data.photo_transforms import center_crop, color_jitter, random_resized_crop
@@ -54,12 +54,10 @@ class ImageFolderDataModule(ImageDataModule):
 
     Args:
         root: The folder.
-        batch_size: Samples per training step over all processes.
         image_size: Pixels of a side of what the model sees.
         store_size: Pixels of a side of what is stored, and cropped from.
         val_size: Validation photos, if they are cut off: a number, or below 1 a share.
         test_size: Test photos, likewise.
-        split_seed: Which photos are cut off.
         on_bad: Whether a file that is no photo is an error, or left out.
         sampler: How training samples are drawn: each once an epoch, or weighted so that each class comes equally often.
         crop_scale: Smallest share of the area that a training crop has.
@@ -69,24 +67,28 @@ class ImageFolderDataModule(ImageDataModule):
         memory_budget_mb: A store up to this size is read into memory; a larger one stays on the disk.
         disk_budget_mb: Up to this size there is a store; beyond, the files are decoded each time.
         num_workers: Processes that then decode.
-        seed: The run's seed.
-        **folds: See `DataModule`.
+        **rest: See `DataModule`.
+
+    Attributes:
+        store: All photos, after `setup`.
+        paths: Theirs, relative to `folder`, after `setup`.
     """
 
     name = "image_folder"
     class_names: Sequence[str] = ()
     layout: ClassVar[str] = "<class>/*.jpg, or train/<class>/*.jpg with val and test beside train"
     nameless: ClassVar[str] = "lies in no folder that names its class"
+    folder: Path
+    store: Store
+    paths: Sequence[str]
 
     def __init__(
         self,
         root: str,
-        batch_size: int,
         image_size: int,
         store_size: int,
         val_size: float,
         test_size: float,
-        split_seed: int,
         on_bad: Literal["error", "skip"],
         sampler: Literal["shuffle", "weighted"],
         crop_scale: float,
@@ -96,26 +98,17 @@ class ImageFolderDataModule(ImageDataModule):
         memory_budget_mb: float,
         disk_budget_mb: float,
         num_workers: int,
-        seed: int,
-        **folds: Any,
+        **rest: Any,
     ) -> None:
-        super().__init__(batch_size, split_seed, seed, on_device=False, **folds)
+        super().__init__(on_device=False, **rest)
         if store_size < image_size:
             raise ConfigError(f"data.store_size={store_size} must not be below data.image_size={image_size}")
-        self.root = Path(root).expanduser()
+        self.folder = Path(root).expanduser()
         self.image_size, self.store_size = image_size, store_size
         self.sizes = {"val": val_size, "test": test_size}
         self.on_bad, self.sampler, self.workers = on_bad, sampler, num_workers
-        self.crop_scale, self.flip, self.jitter = crop_scale, flip, jitter
-        self.cache_dir = cache_dir
+        self.crop_scale, self.flip, self.jitter, self.cache_dir = crop_scale, flip, jitter, cache_dir
         self.memory_budget, self.disk_budget = int(memory_budget_mb * MB), int(disk_budget_mb * MB)
-        self.store: Store | None = None
-        self.paths: Sequence[str] = ()
-
-    @property
-    def folder(self) -> Path:
-        """Where the photos are."""
-        return self.root
 
     def num_workers(self, split: str) -> int:
         """Returns the processes that decode photos of a split: none where they are stored."""
@@ -175,10 +168,9 @@ class ImageFolderDataModule(ImageDataModule):
 
         Without a training part, as for an evaluation only, they are those of all photos.
         """
-        assert self.store is not None
-        moments = (
-            self.store.moments[self.splits["train"].positions_N.numpy()] if self.splits["train"] else self.store.moments
-        )
+        moments = self.store.moments
+        if len(self.splits["train"]):
+            moments = moments[self.splits["train"].positions_N.numpy()]
         count = len(moments) * self.store_size**2
         sums, squares = moments.sum(0).tolist()
         mean = [total / (255 * count) for total in sums]
@@ -193,7 +185,6 @@ class ImageFolderDataModule(ImageDataModule):
 
     def fingerprint(self) -> str:
         """Returns a checksum of the content of all files, their labels and their parts."""
-        assert self.store is not None
         digest = hashlib.sha256(str(self.store_size).encode())
         for split, part in self.splits.items():
             digest.update(f"{split}{len(part)}".encode())
@@ -217,16 +208,9 @@ class ImageFolderDataModule(ImageDataModule):
         x_BCHW = random_resized_crop(x_BCHW, self.image_size, self.crop_scale, self.flip)
         return color_jitter(x_BCHW, self.jitter, self.normalize) if self.jitter else self.normalize(x_BCHW)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def transform(self, x: Tensor, training: bool) -> Tensor:
         """Outside of training keeps the middle; the rest as of all images."""
-        if self.trainer is None or not self.trainer.training:
-            assert isinstance(batch.x, Tensor)
-            batch.x = center_crop(batch.x, self.facts["input_shape"][-1])
-        return super().on_after_batch_transfer(batch, dataloader_idx)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Returns the unlabelled photos in order, or the test part where there are none."""
-        return self._eval_loader("predict" if "predict" in self.splits else "test")
+        return super().transform(x if training else center_crop(x, self.facts["input_shape"][-1]), training)
 
 
 class DogCatDataModule(ImageFolderDataModule):
@@ -242,19 +226,12 @@ class DogCatDataModule(ImageFolderDataModule):
     layout = "train/cat.0.jpg, train/dog.0.jpg ... as of https://www.kaggle.com/c/dogs-vs-cats, or folders cat and dog"
     nameless = "names neither a cat nor a dog"
 
-    @property
-    def folder(self) -> Path:
-        """Where the photos are."""
-        inner = self.root / self.name
-        return inner if inner.is_dir() else self.root
+    def __init__(self, root: str, **rest: Any) -> None:
+        super().__init__(root, **rest)
+        if (self.folder / self.name).is_dir():
+            self.folder /= self.name
 
     def name_of(self, below: Sequence[str]) -> str | None:
         """Returns the class that a folder, or else the file names."""
         match = re.match(r"(cat|dog)s?(?![a-z])", below[0], re.IGNORECASE)
         return match[1].lower() if match else None
-
-
-def first_ten(lines: Sequence[str]) -> str:
-    """Returns up to ten lines, indented, and how many more there are."""
-    more = [f"... and {len(lines) - 10} more"] if len(lines) > 10 else []
-    return "".join(f"\n    {line}" for line in [*lines[:10], *more])

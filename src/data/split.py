@@ -48,6 +48,34 @@ def stratified_split(
     return parts
 
 
+def cut_off(
+    labels: Positions, sizes: Mapping[str, float], seed: int, class_names: Sequence[str], what: str
+) -> dict[str, Positions]:
+    """Cuts parts off labelled samples, stratified; "train" is what is left.
+
+    Args:
+        labels: [N] class of each sample.
+        sizes: Of each part: a number of samples, or below 1 a share.
+        seed: Which samples go where.
+        class_names: See `stratified_split`.
+        what: The samples are, for the message.
+
+    Raises:
+        ConfigError: If a size makes no sense, nothing is left, or a class has too few samples for every part.
+    """
+    counts = [round(size * len(labels)) if size < 1 else int(size) for size in sizes.values()]
+    for (part, size), count in zip(sizes.items(), counts, strict=True):
+        if count < 1 or (size > 1 and size != count):
+            number = f"a number of {what}, or below 1 a share of the {len(labels)} that is one at least"
+            raise ConfigError(f"data.{part}_size={size}: must be {number}")
+    left = len(labels) - sum(counts)
+    if left < 1:
+        asked = " and ".join(f"data.{part}_size={size}" for part, size in sizes.items())
+        raise ConfigError(f"nothing is left to train on: {asked} of {len(labels)} {what}")
+    parts = stratified_split(labels, [left, *counts], seed, class_names)
+    return dict(zip(("train", *sizes), parts, strict=True))
+
+
 def group_split(groups: Sequence[str] | NDArray[np.str_], sizes: Sequence[int], seed: int) -> list[NDArray[np.int64]]:
     """Cuts parts off a data set so that no group is in two of them.
 

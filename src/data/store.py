@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.config import ConfigError
+from src.data.base import cores
 from src.data.decode import BadPhotoError, decode
 from src.data.folder import Listing
 
@@ -203,7 +204,7 @@ def _build(listing: Listing, size: int, folder: Path, needed: int) -> None:
     with open(folder / IMAGES, "wb") as file:
         file.truncate(needed)
         chunks = [range(start, min(start + CHUNK, len(digests))) for start in range(0, len(digests), CHUNK)]
-        threads = ThreadPoolExecutor(os.cpu_count())
+        threads = ThreadPoolExecutor(cores())
         try:
             with tqdm(total=len(digests), desc="decoding photos", disable=None, mininterval=0.5) as bar:
                 for done in threads.map(read, chunks):

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ase.db
 import ase.io
@@ -201,7 +201,7 @@ def read_cif(folder: Path, key: tuple[str, Mapping[str, str], str | None]) -> At
         raise BadStructureError("it is no CIF: no line begins with data_")
     if re.search(r"^_cell_length_[abc]\s+[-+]?0*\.?0*(\(\d+\))?\s*$", text, re.MULTILINE | re.IGNORECASE):
         raise BadStructureError("its cell has a length of 0")
-    atoms = _only(ase.io.read(io.StringIO(text), 0, "cif"))
+    atoms = cast(Atoms, ase.io.read(io.StringIO(text), 0, "cif"))
     for site, shares in atoms.info.get("occupancy", {}).items():  # ASE takes the most frequent element in silence
         if len(shares) > 1 or any(isinstance(share, float) and share < 1 for share in shares.values()):
             there = ", ".join(f"{element} {share}" for element, share in shares.items())
@@ -212,7 +212,7 @@ def read_cif(folder: Path, key: tuple[str, Mapping[str, str], str | None]) -> At
 
 def read_frame(key: str) -> Atoms:
     """Reads one frame of an extended XYZ file, given as text."""
-    return _only(ase.io.read(io.StringIO(key), 0, "extxyz"))
+    return cast(Atoms, ase.io.read(io.StringIO(key), 0, "extxyz"))
 
 
 def read_row(path: Path, key: int) -> Atoms:
@@ -220,9 +220,4 @@ def read_row(path: Path, key: int) -> Atoms:
     row = ase.db.connect(path, type="db").get(id=key)  # type: ignore[no-untyped-call]
     atoms: Atoms = row.toatoms()
     atoms.info = dict(row.key_value_pairs)
-    return atoms
-
-
-def _only(atoms: Any) -> Atoms:
-    assert isinstance(atoms, Atoms)
     return atoms

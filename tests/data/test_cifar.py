@@ -153,7 +153,7 @@ def test_a_hostile_pickle_runs_nothing_even_with_the_right_sum(
     [
         (b"", "0 bytes are no whole number of records of 3073"),
         (bytes(3072), "3072 bytes are no whole number of records of 3073"),
-        (bytes([10]) + bytes(3072), "label 10 is not one of 0 to 9"),
+        (bytes([10]) + bytes(3072), "label 10 at position 0 is not one of 0 to 9"),
     ],
 )
 def test_broken_records_are_refused(write: Write, content: bytes, message: str) -> None:
@@ -191,6 +191,16 @@ def test_download_fetches_checks_and_unpacks_once(
     assert len(requests) == before
     server.shutdown()
     server.server_close()
+
+
+def test_a_size_that_does_not_suit_the_files_is_no_reason_to_fetch_them(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write()
+    monkeypatch.setattr("src.data.cifar.download_and_extract_archive", lambda *_, **__: pytest.fail("fetched"))
+    cifar(root, val_size=100).download()
+    with pytest.raises(ConfigError, match=r"nothing is left to train on: data\.val_size=100 of 100 samples"):
+        loaded(root, val_size=100)
 
 
 # --- augmentation

@@ -155,6 +155,9 @@ def test_extended_xyz(tmp_path: Path) -> None:
             str(n): [-n, pytest.approx(atoms.info["gap"])] for n, atoms in enumerate(structures)
         }
     assert refusal(path) == f"data.targets must say what of {path} is to be learnt; there are energy, gap"
+    structures[0].info |= {"label": 1, "remark": "new"}
+    write_xyz(path, structures)
+    assert refusal(path).endswith("is to be learnt; there are energy, gap, label")
 
 
 def test_ase_database(tmp_path: Path) -> None:
@@ -203,6 +206,14 @@ def test_what_is_no_data_set(tmp_path: Path) -> None:
     assert refusal(tmp_path / "folder") == f"{tmp_path}/folder/id_prop.csv has no rows"
     (tmp_path / "folder" / "id_prop.csv").write_bytes(b"\xff\xfe,1")
     assert refusal(tmp_path / "folder").startswith(f"{tmp_path}/folder/id_prop.csv cannot be read: ")
+
+
+@pytest.mark.parametrize("first", ['"c0,0.0', 'c0,"0.0'])
+def test_a_quote_that_is_not_closed(tmp_path: Path, first: str) -> None:
+    rows = [first, *(f"c{number},0.{number}" for number in range(1, 99))]  # all one row, and a cell of it a long name
+    assert "1 of 1 crystals cannot be used" in refusal(write_cgcnn_folder(tmp_path, crystals(2), rows))
+    message = refusal(write_cgcnn_folder(tmp_path, crystals(2), [first, "x" * 200_000]))
+    assert message == f"{tmp_path}/id_prop.csv cannot be read: field larger than field limit (131072)"
 
 
 def test_inputs_for_a_prediction(tmp_path: Path) -> None:

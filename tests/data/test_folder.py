@@ -140,6 +140,13 @@ def test_names_that_are_neither(tmp_path: Path) -> None:
     )
 
 
+def test_a_photo_beside_the_parts_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "train/cat.1.jpg", "train/dog.1.jpg", "sample.jpg", "more/cat.2.jpg")
+    assert listed(tmp_path, DogCatDataModule).bad == dict.fromkeys(
+        ["sample.jpg", "more/cat.2.jpg"], "lies beside train, which holds a part of the data set"
+    )
+
+
 # --- what cannot be listed
 
 
@@ -277,6 +284,13 @@ def test_what_cannot_be_split() -> None:
     assert (
         refusal([0, 1] * 5, [""] * 10, test=9)
         == "nothing is left to train on: data.val_size=0.2 and data.test_size=9 of 10 photos"
+    )
+
+
+@pytest.mark.parametrize("size", [0.01, 3.7, 1.5])
+def test_sizes_that_make_no_sense(size: float) -> None:
+    assert refusal([0, 1] * 20, [""] * 40, val=size) == (
+        f"data.val_size={size}: must be a number of photos, or below 1 a share of the 40 that is one at least"
     )
 
 

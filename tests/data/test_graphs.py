@@ -337,14 +337,36 @@ def test_workers_do_not_import_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert build_arrays(heavy, GraphSettings())["reasons"].tolist() == ["row 1: numpy", "row 2: numpy"]
 
 
+UNGUARDED = """
+import torch
+from functools import partial
+from src.data.graphs import _parallel
+from src.structures.neighbors import GraphSettings
+from src.structures.reading import read_crystals
+from tests.fake_crystals import imported
+
+print("script", flush=True)
+print(*_parallel(partial(read_crystals, imported, (), GraphSettings()), [[["numpy", "torch"]]] * 3))
+"""
+
+
+def test_workers_do_not_import_the_script(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=120, check=True, env=environment
+    )
+    assert (done.stdout, done.stderr) == ("script\n['numpy'] ['numpy'] ['numpy']\n", "")
+
+
 SLOW_PARENT = """
 import time
 
-if __name__ == "__main__":  # what stands above is imported by the workers too
-    from src.data import graphs
+from src.data import graphs
 
-    for part in graphs._parallel(time.sleep, [0.01, 600, 600]):
-        print("part", flush=True)
+for part in graphs._parallel(time.sleep, [0.01, 600, 600]):
+    print("part", flush=True)
 """
 
 

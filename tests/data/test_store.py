@@ -119,6 +119,14 @@ def test_is_built_once(root: Path, decoded: list[str]) -> None:
     assert len(folders(root)) == 1
 
 
+def test_is_built_by_the_cores_that_the_process_may_use(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, pool = [], module.ThreadPoolExecutor
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    monkeypatch.setattr(module, "ThreadPoolExecutor", lambda number: threads.append(number) or pool(number))  # type: ignore[func-returns-value]
+    opened(root)
+    assert threads == [2]
+
+
 def test_a_streamed_set_is_checked_once(root: Path, decoded: list[str]) -> None:
     opened(root, disk=0)
     assert len(decoded) == 42

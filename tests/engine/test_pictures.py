@@ -190,7 +190,7 @@ def test_the_worst_photo_has_the_largest_loss(photos: list[str], train: Train, r
     worst = result["worst"][0]
     assert worst["loss"] == pytest.approx(float(losses.max()), rel=1e-5)
     assert worst["id"].partition("/")[0] == worst["true"] == result["class_names"][int(batch.y[order[0]])]
-    original = Image.open(data.root / worst["id"])
+    original = Image.open(data.folder / worst["id"])
     assert np.asarray(original.convert("RGB")).mean((0, 1)).argmax() == int(batch.y[order[0]])  # the bright channel
     seen = test[torch.tensor(order[:1])].x[0, :, 2:26, 2:26].permute(1, 2, 0).numpy()
     assert np.array_equal(np.asarray(Image.open(folder / worst["image"]))[::6, ::6], seen)
