@@ -86,11 +86,15 @@ def read_crystals(
 
 def _crystal_or_reason(reader: Reader, targets: Sequence[str], settings: GraphSettings, key: Any) -> Crystal | str:
     try:
-        return to_crystal(reader(key), targets, settings)
+        atoms = reader(key)
     except BadStructureError as error:
         return str(error)
     except UNREADABLE as error:
         return f"it cannot be read ({' '.join(f'{type(error).__name__}: {error}'.split()).rstrip(': ')})"
+    try:  # apart from the reading: an error of our own is not the file's
+        return to_crystal(atoms, targets, settings)
+    except BadStructureError as error:
+        return str(error)
 
 
 def to_crystal(atoms: Atoms, targets: Sequence[str], settings: GraphSettings) -> Crystal:
