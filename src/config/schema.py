@@ -138,6 +138,7 @@ INJECTED: dict[str, dict[str, str]] = {
         "default_root_dir": "runs_dir",
         "plugins": "the program, for the cluster at hand",
         "use_distributed_sampler": "the program: evaluation never pads",
+        "enable_checkpointing": "the program: every run keeps its best state and points to go on from",
         "enable_progress_bar": "the program: a bar in a terminal, a line per epoch elsewhere",
         "num_sanity_val_steps": "the program: one batch is tried before the first step",
         "barebones": "the program: it would switch checkpoints and metrics off",

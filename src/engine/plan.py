@@ -19,6 +19,7 @@ from lightning.pytorch import Trainer, seed_everything
 from src.config import Composed, ConfigError, build, resolve_target
 from src.config.errors import hint
 from src.config.resume import differences
+from src.config.slurm import count_devices
 from src.data.base import DataModule
 from src.engine.checkpoint import build_module, points
 from src.engine.sharding import with_strategy
@@ -69,6 +70,8 @@ def plan_run(composed: Composed) -> Plan:
             warm_start(module.net, cfg["model"])
         preflight(module, datamodule)
         if trainer is not None and not problems:
+            if cfg["train"]:
+                check_length(cfg, datamodule, trainer)
             check_optimization(module, datamodule, trainer)
     if problems:
         raise ConfigError(*problems)
@@ -179,11 +182,44 @@ def check_devices(arguments: Mapping[str, Any]) -> None:
     if accelerator not in ("gpu", "cuda"):
         return
     there = torch.cuda.device_count() or (torch.mps.device_count() if accelerator == "gpu" else 0)
-    wanted = 1 if devices in ("auto", -1, "-1") else len(devices) if isinstance(devices, list) else int(devices)
-    if wanted > there:
+    if (count_devices(arguments) or 1) > there:
         raise ConfigError(
             f"trainer.devices={devices}: this machine has {there} GPU{'' if there == 1 else 's'} that torch can use; "
             + (f"trainer.devices={there}" if there else "trainer=cpu runs without one")
+        )
+
+
+def check_length(cfg: Mapping[str, Any], datamodule: DataModule, trainer: Trainer) -> None:
+    """Finds out whether a run trains, and comes to the validations that it is judged and steered by.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    metric, whole = cfg["monitor"]["metric"], datamodule.batches_per_epoch(trainer.world_size)
+    batches = limited(whole, trainer.limit_train_batches)
+    if batches == 0:
+        raise ConfigError(f"trainer.limit_train_batches={trainer.limit_train_batches}: leaves none of {whole} batches")
+    every = trainer.check_val_every_n_epoch
+    interval = getattr(trainer, "val_check_interval", None)  # Lightning has none where it goes by the clock
+    is_rare = interval is None or interval > batches
+    if is_rare and every and interval is not None and trainer.limit_val_batches:
+        way_out = "trainer.check_val_every_n_epoch=null counts on from epoch to epoch"
+        raise ConfigError(f"trainer.val_check_interval={interval}: an epoch has {batches} batches; {way_out}")
+    if not metric.startswith("val/"):
+        return
+    if is_rare and str(cfg["scheduler"].get("_target_")).endswith(".ReduceLROnPlateau"):
+        given = cfg["trainer"]["val_check_interval"]
+        raise ConfigError(f"trainer.val_check_interval={given}: a plateau schedule needs {metric} after every epoch")
+    if interval is None:
+        return
+    first = interval if isinstance(interval, int) else max(1, int(batches * interval))
+    first += batches * ((every or 1) - 1)
+    ends = (trainer.max_epochs or -1) * batches, trainer.max_steps * trainer.accumulate_grad_batches
+    end = min((end for end in ends if end > 0), default=first)
+    if end < first:
+        raise ConfigError(
+            f"monitor.metric={metric}: the run would end after {end} batches, and its first validation comes after "
+            f"{first}: see trainer.val_check_interval and trainer.check_val_every_n_epoch"
         )
 
 

@@ -1,12 +1,13 @@
 """What is left of a run for people: the score, plots and a table."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from src.config import Composed
+from src.config import Composed, ConfigError
 from src.engine.analysis import analyse
 from src.engine.pictures import save_worst
 from src.engine.plan import Plan
@@ -54,6 +55,21 @@ def finished_before(composed: Composed) -> dict[str, float] | None:
     return {name: float(value) for name, value in resumed.status["metrics"].items()}
 
 
+def tested_checkpoint(plan: Plan, run: Run) -> Path | None:
+    """The checkpoint that is tested; None where the weights are, as they are.
+
+    Raises:
+        ConfigError: The run has ended before anything was measured, as ``trainer.max_time`` can have it.
+    """
+    if not plan.cfg["train"] or plan.cfg["trainer"].get("fast_dev_run"):
+        return None
+    best = run.checkpoints / "best.ckpt"
+    if not best.is_file():
+        metric = plan.cfg["monitor"]["metric"]
+        raise ConfigError(f"monitor.metric={metric}: the training ended before it was measured: nothing to test")
+    return best
+
+
 def finish(trainer: Trainer, plan: Plan, run: Run) -> dict[str, float]:
     """Writes and prints the results; the last line names the run folder.
 
@@ -78,8 +94,7 @@ def describe(trainer: Trainer, plan: Plan, run: Run) -> None:
     figures: dict[str, Figure] = {}
     if tables := plan.module.tables.get("test"):
         result = analyse(tables, run.status["metrics"], plan.datamodule)
-        best = plan.cfg["train"] and not plan.cfg["trainer"].get("fast_dev_run")
-        result["checkpoint"] = "checkpoints/best.ckpt" if best else None
+        result["checkpoint"] = "checkpoints/best.ckpt" if tested_checkpoint(plan, run) else None
         (run.folder / "results").mkdir(exist_ok=True)
         if plan.cfg["pictures"]:
             figures = draw_test(result, tables, trainer, plan, run)

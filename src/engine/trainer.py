@@ -104,13 +104,21 @@ def keep_freed_memory() -> None:
 def build_callbacks(plan: Plan, run: Run) -> list[Callback]:
     """The callbacks of every run and those of the config; the order matters, see each."""
     cfg, monitor = plan.cfg, plan.cfg["monitor"]
+    # Not when an epoch ends without a validation: its value is an old one, or none.
+    by_epoch = not monitor["metric"].startswith("val/")
     best = BestCheckpoint(
-        run.checkpoints, "best", monitor["metric"], mode=monitor["mode"], enable_version_counter=False
+        run.checkpoints,
+        "best",
+        monitor["metric"],
+        mode=monitor["mode"],
+        enable_version_counter=False,
+        save_on_train_epoch_end=by_epoch,
     )
     points = ResumePoints(run, cfg, cfg["checkpoint"]["every_n_steps"], cfg["checkpoint"]["every_minutes"])
     stopping = []
     if cfg["early_stopping"]["patience"] is not None:
-        stopping = [Patience(monitor["metric"], mode=monitor["mode"], check_finite=False, **cfg["early_stopping"])]
+        options = {"mode": monitor["mode"], "check_finite": False, "check_on_train_epoch_end": by_epoch}
+        stopping = [Patience(monitor["metric"], **options, **cfg["early_stopping"])]
     finetuning = [Finetuning(cfg["model"]["unfreeze_epoch"])] if cfg["model"]["freeze"] is not None else []
     own = [build(node, Callback) for node in cfg["callbacks"].values()]
     return [
