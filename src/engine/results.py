@@ -11,9 +11,9 @@ from src.config import Composed, ConfigError
 from src.engine.analysis import analyse
 from src.engine.pictures import save_worst
 from src.engine.plan import Plan
-from src.engine.run import Run, write_json
+from src.engine.run import Run
 from src.tracking.figures import log_figure
-from src.tracking.files import read_rows
+from src.tracking.files import read_rows, write_json
 from src.tracking.progress import results_table
 from src.tracking.wandb import WandbTracker
 
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 def announce(plan: Plan, run: Run) -> None:
     """Prints what is about to be trained, on what; writes down the files that cannot be used."""
     if run.owner:
-        parameters = sum(parameter.numel() for parameter in plan.module.parameters())
         sizes = ", ".join(f"{count:,} {split}" for split, count in plan.datamodule.facts["num_samples"].items())
         net = type(plan.module.net).__name__
-        print(f"{net}, {parameters:,} parameters, on {plan.datamodule.facts['name']} ({sizes})", flush=True)
+        print(f"{net}, {plan.parameters:,} parameters, on {plan.datamodule.facts['name']} ({sizes})", flush=True)
         if not (run.folder / "facts.json").is_file():
             write_json(run.folder / "facts.json", plan.datamodule.facts)
         if run.resumed is not None:

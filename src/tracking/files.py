@@ -1,10 +1,12 @@
-"""The files that a run's numbers are kept in; reading them needs no torch."""
+"""The files of a run folder; reading them needs no torch."""
 
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 
 class AppendOnlyFile:
@@ -55,3 +57,28 @@ def read_rows(run_dir: str | Path) -> list[dict[str, float | None]]:
             numbers = {name: float(value) if isinstance(value, str) else value for name, value in row.items()}
             merged.setdefault(row["step"], {}).update(numbers)
     return [merged[step] for step in sorted(merged, key=lambda step: -1 if step is None else step)]
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Another name beside `path`, for a file that takes its place once the block has come to its end."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file that is never seen half-written.
+
+    On a full disk there may be no room for the second copy; the file is then written over in place, because a status
+    that still says "running" would be worse.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError:
+        path.write_text(text, encoding="utf-8")
