@@ -269,6 +269,7 @@ def test_deterministic(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         ("trainer.max_steps=53", "would end after 53 batches, and its first validation comes after 54"),
         ("trainer.check_val_every_n_epoch=31", "end after 1620 batches, and its first validation comes after 1674"),
         ("trainer.limit_train_batches=0.001", "trainer.limit_train_batches=0.001: leaves none of 54 batches"),
+        ("debug=find_lr callbacks.find_lr.num_steps=0", "callbacks.find_lr.num_steps=0: must be at least 1"),
         ("trainer.enable_checkpointing=false", "trainer.enable_checkpointing=false: comes from the program"),
         ("trainer=gpu trainer.devices='97,98'", "trainer.devices=97,98: this machine has"),
         ("trainer.sync_batchnorm=true", "PyTorch's synchronised batch norm runs on CUDA GPUs only"),

@@ -161,6 +161,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("at least 2", lambda value: value >= 2, "data.num_folds"),
     ("at least 0 and below 1", lambda value: 0 <= value < 1, "model.label_smoothing"),
     ("at least 1", lambda value: value >= 1, "data.image_size data.store_size"),
+    ("at least 1", lambda value: value >= 1, "callbacks.find_lr.num_steps callbacks.find_batch_size.repeats"),
     ("0 or more", lambda value: 0 <= value < inf, "data.memory_budget_mb data.disk_budget_mb"),
     ("above 0 and at most 1", lambda value: 0 < value <= 1, "data.crop_scale"),
     ("at least 0 and below 1", lambda value: 0 <= value < 1, "data.jitter"),

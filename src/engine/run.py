@@ -268,14 +268,12 @@ def newest_point(folder: Path) -> Path | None:
         ConfigError: There are some, but none is whole.
     """
     there = points(folder)
-    for point in there:
-        if is_committed(point):
-            if point != there[0]:
-                print(f"{there[0].name} is damaged: going on from {point.name}, the one before", flush=True)
-            return point
-    if there:
+    newest = next(filter(is_committed, there), None)
+    if there and newest is None:
         raise ConfigError(f"{folder}: no checkpoint to go on from: {', '.join(p.name for p in there)}: all damaged")
-    return None
+    if newest is not None and newest != there[0]:
+        print(f"{there[0].name} is damaged: going on from {newest.name}, the one before", flush=True)
+    return newest
 
 
 def meeting_point(cfg: Mapping[str, Any]) -> Store | None:

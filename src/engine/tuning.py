@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from torch import Tensor
 
+from src.config import ConfigError
 from src.tracking.figures import log_figure
 from src.tracking.text import number
 
@@ -91,6 +92,8 @@ class FindBatchSize(Callback):
                 break
             size *= 2
         pl_module.zero_grad()
+        if not speeds:
+            raise ConfigError(f"data.batch_size: there is no size to choose from: {end}")
         best = max(speeds, key=speeds.__getitem__)
         found = f"data.batch_size={best} is the fastest, {number(speeds[best])} samples/s; {end}"
         show(trainer, "batch size", [*speeds], "samples/s", [*speeds.values()], found)
