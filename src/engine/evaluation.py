@@ -1,9 +1,8 @@
 """From a checkpoint to metrics: the path alone is enough."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from src.config import ConfigError, apply_overrides, find_run
 from src.config.errors import hint
@@ -44,18 +43,14 @@ def evaluate(path: Path, split: str, output: Path | None, overrides: Sequence[st
     run(module, datamodule=datamodule, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
-        _publish(metrics, path, output)
+        print(results_table(metrics))
+        if output is not None:
+            try:
+                write_json(output, {"checkpoint": str(path), "metrics": metrics})
+            except OSError as error:
+                raise ConfigError(f"output={output}: cannot be written: {error}") from error
+            print(f"written: {output}", flush=True)
     return metrics
-
-
-def _publish(metrics: Mapping[str, Any], path: Path, output: Path | None) -> None:
-    print(results_table(metrics))
-    if output is not None:
-        try:
-            write_json(output, {"checkpoint": str(path), "metrics": metrics})
-        except OSError as error:
-            raise ConfigError(f"output={output}: cannot be written: {error}") from error
-        print(f"written: {output}", flush=True)
 
 
 def run_of(path: Path) -> Path | None:

@@ -2,7 +2,6 @@
 
 import ctypes
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,8 @@ def build_trainer(plan: Plan, run: Run) -> Trainer:
     """Builds the Trainer of a run."""
     run.update(parameters=plan.parameters)
     keep_freed_memory()
-    arguments = {**with_strategy(plan.cfg["trainer"]), "profiler": build_profiler(plan.cfg["trainer"], run.folder)}
+    arguments = with_strategy(plan.cfg["trainer"])
+    arguments["profiler"] = build_profiler(arguments.get("profiler"), run.folder)
     if batches := arguments.pop("overfit_batches", 0):  # Lightning's own would put another sampler in place of ours
         plan.datamodule.repeats = True
         arguments["limit_train_batches"] = batches
@@ -81,11 +81,11 @@ def build_trainer(plan: Plan, run: Run) -> Trainer:
     return trainer
 
 
-def build_profiler(arguments: Mapping[str, Any], folder: Path) -> Profiler:
+def build_profiler(name: str | None, folder: Path) -> Profiler:
     """Builds the profiler of ``trainer.profiler``, which writes into the run folder."""
-    if arguments.get("profiler") is None:
+    if name is None:
         return WaitClock()
-    profiler: Profiler = PROFILERS[arguments["profiler"]](dirpath=folder / "profile", filename=arguments["profiler"])
+    profiler: Profiler = PROFILERS[name](dirpath=folder / "profile", filename=name)
     return profiler
 
 

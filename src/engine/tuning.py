@@ -16,6 +16,10 @@ from src.config import ConfigError
 from src.tracking.figures import log_figure
 from src.tracking.text import number
 
+SMOOTHING = 0.9
+"""Share of the steps before in the mean that stands for the loss of a step."""
+DIVERGENCE = 3.0
+"""The range test ends when this mean is so many times the least one."""
 WINDOW = 10
 """Steps before and after one that tell how the loss falls there: single batches differ by more."""
 
@@ -29,20 +33,10 @@ class FindLearningRate(Callback):
         min_lr: Of the first step.
         max_lr: Of the last.
         num_steps: How many.
-        smoothing: Share of the steps before in the mean that stands for the loss of a step.
-        divergence: The test ends when this mean is so many times the least one.
     """
 
-    def __init__(
-        self,
-        min_lr: float = 1e-6,
-        max_lr: float = 10.0,
-        num_steps: int = 200,
-        smoothing: float = 0.9,
-        divergence: float = 3.0,
-    ) -> None:
+    def __init__(self, min_lr: float = 1e-6, max_lr: float = 10.0, num_steps: int = 200) -> None:
         self.rates = np.geomspace(min_lr, max_lr, num_steps).tolist()
-        self.smoothing, self.divergence = smoothing, divergence
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs the test, draws it and says what it suggests."""
@@ -54,9 +48,9 @@ class FindLearningRate(Callback):
             for group, factor in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad()
-            mean = self.smoothing * mean + (1 - self.smoothing) * take_pass(trainer, pl_module, positions)
-            losses.append(mean / (1 - self.smoothing**step))  # as if the mean had not begun at 0
-            if not losses[-1] < self.divergence * min(losses):
+            mean = SMOOTHING * mean + (1 - SMOOTHING) * take_pass(trainer, pl_module, positions)
+            losses.append(mean / (1 - SMOOTHING**step))  # as if the mean had not begun at 0
+            if not losses[-1] < DIVERGENCE * min(losses):
                 break
             optimizer.step()
         rates = self.rates[: len(losses)]
