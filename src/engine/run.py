@@ -180,8 +180,8 @@ def claim(composed: Composed) -> Run:
         if composed.resumed:
             raise ConfigError(f"resume={composed.resumed.folder}: cannot be written: {error}") from error
         raise ConfigError(f"runs_dir={composed.cfg['runs_dir']}: no run folder can be made there: {error}") from error
-    point = run.point and str(run.point)
-    run.shared = json.dumps({"folder": str(run.folder), "run_id": run.run_id, "point": point, "digest": digest})
+    told = {"folder": run.folder, "run_id": run.run_id, "point": run.point, "digest": digest}
+    run.shared = json.dumps(told, default=str)
     if store is not None:
         store.set(INHERITED, run.shared)
     return run
