@@ -19,7 +19,7 @@ def main(overrides: list[str]) -> dict[str, float]:
         check_tasks(composed.cfg["trainer"])
 
         from src.engine.plan import plan_run
-        from src.engine.results import announce, finish, finished_before
+        from src.engine.results import announce, finish, finished_before, tested_checkpoint
         from src.engine.run import claim
         from src.engine.trainer import build_trainer
 
@@ -35,7 +35,7 @@ def main(overrides: list[str]) -> dict[str, float]:
             if plan.cfg["train"]:
                 trainer.fit(plan.module, datamodule=plan.datamodule, ckpt_path=run.point, weights_only=True)
             if plan.cfg["test"]:
-                best = "best" if plan.cfg["train"] and not plan.cfg["trainer"].get("fast_dev_run") else None
+                best = tested_checkpoint(plan, run)
                 trainer.test(plan.module, datamodule=plan.datamodule, ckpt_path=best, verbose=False, weights_only=True)
             return finish(trainer, plan, run)
 

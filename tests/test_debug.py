@@ -95,14 +95,30 @@ def test_find_batch_size_goes_to_the_end_of_the_training_part(
     assert Path(found[2]) == folder / "plots/batch_size.png"
 
 
-def test_find_batch_size_stops_where_memory_ends(
-    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def seconds(self: FindBatchSize, trainer: object, module: object, share: int) -> float:
-        if share > 16:
-            raise torch.OutOfMemoryError
-        return 1.0
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Gives room for so many samples."""
 
-    monkeypatch.setattr(FindBatchSize, "_seconds", seconds)
+    def limit(largest: int) -> None:
+        def seconds(self: FindBatchSize, trainer: object, module: object, share: int) -> float:
+            if share > largest:
+                raise torch.OutOfMemoryError
+            return 1.0
+
+        monkeypatch.setattr(FindBatchSize, "_seconds", seconds)
+
+    return limit
+
+
+def test_find_batch_size_stops_where_memory_ends(
+    train: Train, memory: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory(16)
     train("debug=find_batch_size")
     assert "data.batch_size=16 is the fastest, 16.00 samples/s; 32 do not fit into memory" in capsys.readouterr().out
+
+
+def test_no_batch_size_fits(train: Train, memory: Callable[[int], None]) -> None:
+    memory(1)
+    with pytest.raises(ConfigError, match="there is no size to choose from: 2 do not fit into memory"):
+        train("debug=find_batch_size")

@@ -260,6 +260,18 @@ def test_deterministic(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         ("scheduler=cosine trainer.max_epochs=-1", "CosineAnnealingLR needs to know the run's end"),
         ("logger=wandb logger.mode=online", "logger.mode=online"),
         ("scheduler=plateau scheduler.warmup_epochs=1", "a plateau schedule has no warm-up"),
+        ("scheduler=plateau scheduler.interval=step", "scheduler.interval=epoch"),
+        (
+            "scheduler=plateau trainer.check_val_every_n_epoch=null trainer.val_check_interval=55",
+            "trainer.val_check_interval=55: a plateau schedule needs val/acc after every epoch",
+        ),
+        ("trainer.val_check_interval=55", "trainer.val_check_interval=55: an epoch has 54 batches"),
+        ("trainer.max_steps=53", "would end after 53 batches, and its first validation comes after 54"),
+        ("trainer.check_val_every_n_epoch=31", "end after 1620 batches, and its first validation comes after 1674"),
+        ("trainer.limit_train_batches=0.001", "trainer.limit_train_batches=0.001: leaves none of 54 batches"),
+        ("debug=find_lr callbacks.find_lr.num_steps=0", "callbacks.find_lr.num_steps=0: must be at least 1"),
+        ("trainer.enable_checkpointing=false", "trainer.enable_checkpointing=false: comes from the program"),
+        ("trainer=gpu trainer.devices='97,98'", "trainer.devices=97,98: this machine has"),
         ("trainer.sync_batchnorm=true", "PyTorch's synchronised batch norm runs on CUDA GPUs only"),
         ("trainer.precision=bf16-mixed trainer.gradient_clip_val=1.0", "needs optimizer.fused=false"),
     ],
@@ -283,6 +295,32 @@ def test_more_gpus_than_there_are(train: Train, run_folders: Folders) -> None:
         "trainer.devices=2: this machine has 0 GPUs that torch can use; trainer=cpu runs without one"
     )
     assert run_folders() == []
+
+
+def test_a_plateau_schedule_waits_for_the_next_validation(train: Train, run_folders: Folders) -> None:
+    """At this rate no score is better than the first: the second validation, after epoch 4, lowers the rate."""
+    schedule = ["scheduler=plateau", "scheduler.patience=0", "scheduler.eps=0", "trainer.check_val_every_n_epoch=2"]
+    train(*schedule, "optimizer.lr=1e-9", "trainer.max_epochs=6", "trainer.limit_train_batches=2", "test=false")
+    rows = [json.loads(line) for line in (run_folders()[0] / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["train/lr"] for row in rows if "train/lr" in row]
+    assert rates == pytest.approx([1e-9] * 4 + [1e-10] * 2)
+
+
+def test_a_training_metric_is_looked_at_after_each_epoch(train: Train, run_folders: Folders) -> None:
+    """Not at the validation in the middle of one, when there is none yet."""
+    monitor = ["monitor.metric=train/loss", "monitor.mode=min", "trainer.val_check_interval=0.5"]
+    train(*monitor, "trainer.max_epochs=2", "trainer.limit_train_batches=4")
+    (folder,) = run_folders()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert status(folder)["best"]["value"] == min(row["train/loss"] for row in rows if "train/loss" in row)
+
+
+def test_a_run_that_ends_before_it_is_measured_says_so(train: Train, run_folders: Folders) -> None:
+    from src.config import ConfigError
+
+    with pytest.raises(ConfigError, match=r"monitor\.metric=val/acc: the training ended before it was measured"):
+        train("trainer.max_time=00:00:00:00")
+    assert status(run_folders()[0])["exit_code"] == 2
 
 
 def test_problems_of_both_kinds_are_listed_together(train: Train) -> None:

@@ -30,11 +30,10 @@ class BlackBox(Callback):
 
     Args:
         run: Whose folder takes the file.
-        config: The composed config.
     """
 
-    def __init__(self, run: Run, config: Mapping[str, Any]) -> None:
-        self.run, self.config = run, config
+    def __init__(self, run: Run) -> None:
+        self.run = run
         self._batch: Batch
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -67,7 +66,7 @@ class BlackBox(Callback):
         datamodule.on_after_batch_transfer(again, 0)  # now the random states are those before the net
         step = trainer.fit_loop.total_batch_idx // trainer.accumulate_grad_batches
         dump = {
-            "config": dict(self.config),
+            "config": self.run.cfg,
             "hyper_parameters": dict(module.hparams),
             "state_dict": {name: value.detach().cpu() for name, value in module.state_dict().items()},
             "in_training": {name: layer.training for name, layer in module.net.named_modules()},
@@ -77,7 +76,6 @@ class BlackBox(Callback):
             "step": step,
             "epoch": trainer.current_epoch,
             "rank": trainer.global_rank,
-            "what": what,
         }
         path = self.run.folder / "black_box" / f"step-{step}{f'-rank-{r}' if (r := trainer.global_rank) else ''}.pt"
         finding = take_step(dump, path)
@@ -199,8 +197,7 @@ def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
+    random.setstate(states["python"])
     words, *rest = states["numpy"]
     np.random.set_state(("MT19937", np.array(words, np.uint32), *rest))
 

@@ -53,20 +53,19 @@ class Reporter(Callback):
     Args:
         run: Whose status is kept.
         best: The callback that knows the best score.
-        every_n_steps: A row after this many optimizer steps, and at least one an epoch.
     """
 
-    def __init__(self, run: Run, best: ModelCheckpoint, every_n_steps: int) -> None:
-        self.run, self.best, self.every_n_steps = run, best, every_n_steps
-        self._every, self._due, self._learning_rate, self._gradient_norm = every_n_steps, False, 0.0, torch.zeros(())
+    def __init__(self, run: Run, best: ModelCheckpoint) -> None:
+        self.run, self.best = run, best
+        self._every, self._due, self._learning_rate, self._gradient_norm = 1, False, 0.0, torch.zeros(())
         self._rows_began = self._epoch_began = self._waited = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clocks of an epoch that a resumed run is in the middle of: that epoch does not start again."""
         self._rows_began, self._waited = clocks(trainer)
         self._epoch_began = self._rows_began
-        steps = trainer.num_training_batches // trainer.accumulate_grad_batches
-        self._every = int(max(1, min(self.every_n_steps, steps)))
+        steps = int(trainer.num_training_batches // trainer.accumulate_grad_batches)
+        self._every = max(1, min(trainer.log_every_n_steps, steps))  # type: ignore[attr-defined]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clocks, and notes the best score so far: its callback is the last to act on an epoch's end."""

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from src.config import ConfigError, build
 from src.config.schema import EXTRAS
 from src.modules.base import BaseModule
+from src.tracking.files import replacing
 
 NUMPY_NUMBERS: list[Any] = [
     np.dtype,
@@ -40,33 +42,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, mark = path.with_name(f".{path.name}.tmp"), commit_mark(path)
-        try:
+        with replacing(path) as temporary:
             with open(temporary, "wb") as file:
                 try:
                     torch.save(checkpoint, file)
                 except RuntimeError as error:  # torch's writer hides the OSError that tells a full disk
-                    raise OSError(f"cannot write {path}: {_disk(path.parent)} ({error})") from error
+                    free = f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB free on the disk"
+                    raise OSError(f"cannot write {path}: {free} ({error})") from error
                 file.flush()
                 os.fsync(file.fileno())
             digest = sha256(temporary)
-            mark.unlink(missing_ok=True)
-            os.replace(temporary, path)
+            commit_mark(path).unlink(missing_ok=True)
+        with replacing(commit_mark(path)) as temporary:
             temporary.write_text(digest, encoding="ascii")
-            os.replace(temporary, mark)
-        finally:
-            temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Removes the checkpoint, its commit mark first."""
         commit_mark(Path(path)).unlink(missing_ok=True)
         Path(path).unlink(missing_ok=True)
-
-
-def _disk(folder: Path) -> str:
-    status = os.statvfs(folder)
-    return f"{status.f_bavail * status.f_frsize / 1e6:.0f} MB free on the disk"
 
 
 def commit_mark(path: Path) -> Path:

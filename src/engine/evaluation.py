@@ -1,18 +1,14 @@
 """From a checkpoint to metrics: the path alone is enough."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch import Trainer
 
 from src.config import ConfigError, apply_overrides, find_run
 from src.config.errors import hint
 from src.engine.checkpoint import read_checkpoint, restore_module
-from src.engine.plan import prepare_data, quiet, rehearse_trainer
-from src.engine.run import write_json
-from src.engine.sharding import with_strategy
+from src.engine.plan import bare_trainer, prepare_data, quiet
+from src.tracking.files import write_json
 from src.tracking.progress import Progress, results_table
 
 SPLITS = ("test", "val")
@@ -32,41 +28,35 @@ def evaluate(path: Path, split: str, output: Path | None, overrides: Sequence[st
     """
     if split not in SPLITS:
         raise ConfigError(f"split={split}: there is no such split{hint(split, SPLITS)}")
-    if (output := output or _default_output(path, split)) is not None:
+    if output is None and (folder := run_of(path)) is not None:
+        output = folder / f"evaluate-{split}.json"
+    if output is not None:
         check_output(output)
     quiet()
     checkpoint = read_checkpoint(path)
     cfg = apply_overrides(checkpoint["config"], overrides, allowed_groups=("data", "trainer", "logger")).cfg
-    rehearse_trainer(cfg["trainer"])
+    trainer = bare_trainer(cfg["trainer"], [Progress()])
     module = restore_module(checkpoint, path)
     datamodule = prepare_data(cfg)
     datamodule.adopt(checkpoint["hyper_parameters"]["facts"])
-    trainer = Trainer(
-        **{**with_strategy(cfg["trainer"]), "logger": False, "enable_checkpointing": False},
-        callbacks=[Progress()],
-        use_distributed_sampler=False,
-    )
     run = trainer.test if split == "test" else trainer.validate
     run(module, datamodule=datamodule, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
-        _publish(metrics, path, output)
+        print(results_table(metrics))
+        if output is not None:
+            try:
+                write_json(output, {"checkpoint": str(path), "metrics": metrics})
+            except OSError as error:
+                raise ConfigError(f"output={output}: cannot be written: {error}") from error
+            print(f"written: {output}", flush=True)
     return metrics
 
 
-def _publish(metrics: Mapping[str, Any], path: Path, output: Path | None) -> None:
-    print(results_table(metrics))
-    if output is not None:
-        try:
-            write_json(output, {"checkpoint": str(path), "metrics": metrics})
-        except OSError as error:
-            raise ConfigError(f"output={output}: cannot be written: {error}") from error
-        print(f"written: {output}", flush=True)
-
-
-def _default_output(path: Path, split: str) -> Path | None:
+def run_of(path: Path) -> Path | None:
+    """The run folder that a checkpoint lies in; None for a lone file."""
     folder = path.parent.parent
-    return folder / f"evaluate-{split}.json" if (folder / "status.json").is_file() else None
+    return folder if (folder / "status.json").is_file() else None
 
 
 def check_output(output: Path) -> None:

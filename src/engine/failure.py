@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from subprocess import Popen
 
+from src.tracking.files import write_json
+
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 1.0
 """For the main thread to notice by itself; in a collective whose peer is gone it may wait for ever."""
@@ -50,15 +52,12 @@ class FailureWatch:
     def note(self, reason: str) -> None:
         """Leaves a note of this process's failure, unless another failed before it, and time for the others to see."""
         if self.first() is None:
-            temporary = self.folder / f".failure.{self.rank}.tmp"
-            temporary.write_text(json.dumps({"rank": self.rank, "reason": reason}), encoding="utf-8")
-            os.replace(temporary, self.folder / f".failure-{self.rank}.json")
+            write_json(self.folder / f".failure-{self.rank}.json", {"rank": self.rank, "reason": reason})
         if self.rank:
             time.sleep(HOLD_SECONDS)
 
     def report(self, reason: str) -> str:
         """Tells the others of this process's failure, and returns what failed first."""
-        self.stop()
         if self._thread is None:
             return reason
         self.note(reason)

@@ -3,22 +3,23 @@
 import json
 import logging
 import math
-import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from src.config import Composed, ConfigError, build, resolve_target
 from src.config.errors import hint
 from src.config.resume import differences
+from src.config.slurm import count_devices
 from src.data.base import DataModule
 from src.engine.checkpoint import build_module, points
 from src.engine.sharding import with_strategy
@@ -38,6 +39,11 @@ class Plan:
     datamodule: DataModule
     module: BaseModule
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers the net has to learn."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
 
 def plan_run(composed: Composed) -> Plan:
     """Builds data and module and tries everything that can be tried without training.
@@ -56,7 +62,7 @@ def plan_run(composed: Composed) -> Plan:
             check_tracker(cfg["logger"])
     trainer = None
     with collected(problems):
-        trainer = rehearse_trainer(cfg["trainer"])
+        trainer = bare_trainer(cfg["trainer"])
     with collected(problems):
         datamodule = prepare_data(cfg)
         if composed.resumed is not None:
@@ -69,6 +75,8 @@ def plan_run(composed: Composed) -> Plan:
             warm_start(module.net, cfg["model"])
         preflight(module, datamodule)
         if trainer is not None and not problems:
+            if cfg["train"]:
+                check_length(cfg, datamodule, trainer)
             check_optimization(module, datamodule, trainer)
     if problems:
         raise ConfigError(*problems)
@@ -147,8 +155,8 @@ def check_monitor(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(f"monitor.mode={cfg['monitor']['mode']}: {metric} is better when {better}imal; set {better}")
 
 
-def rehearse_trainer(arguments: Mapping[str, Any]) -> Trainer:
-    """Builds a Trainer that writes nothing, to hear of what it cannot do here.
+def bare_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = ()) -> Trainer:
+    """Builds a Trainer that writes nothing: to evaluate, to predict, and to hear of what it cannot do here.
 
     Raises:
         ConfigError: More GPUs than there are, an unknown precision, ...
@@ -156,12 +164,12 @@ def rehearse_trainer(arguments: Mapping[str, Any]) -> Trainer:
     check_devices(arguments)
     try:
         return Trainer(
-            **{
-                **with_strategy(arguments),
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_progress_bar": False,
-            },
+            **with_strategy(arguments),
+            logger=False,
+            callbacks=[*callbacks],
+            enable_checkpointing=False,
+            enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
+            use_distributed_sampler=False,  # ours pads nothing
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
@@ -179,11 +187,42 @@ def check_devices(arguments: Mapping[str, Any]) -> None:
     if accelerator not in ("gpu", "cuda"):
         return
     there = torch.cuda.device_count() or (torch.mps.device_count() if accelerator == "gpu" else 0)
-    wanted = 1 if devices in ("auto", -1, "-1") else len(devices) if isinstance(devices, list) else int(devices)
-    if wanted > there:
+    if (count_devices(arguments) or 1) > there:
         raise ConfigError(
             f"trainer.devices={devices}: this machine has {there} GPU{'' if there == 1 else 's'} that torch can use; "
             + (f"trainer.devices={there}" if there else "trainer=cpu runs without one")
+        )
+
+
+def check_length(cfg: Mapping[str, Any], datamodule: DataModule, trainer: Trainer) -> None:
+    """Finds out whether a run trains, and comes to the validations that it is judged and steered by.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    metric, whole = cfg["monitor"]["metric"], datamodule.batches_per_epoch(trainer.world_size)
+    batches = limited(whole, trainer.limit_train_batches)
+    if batches == 0:
+        raise ConfigError(f"trainer.limit_train_batches={trainer.limit_train_batches}: leaves none of {whole} batches")
+    every, interval = trainer.check_val_every_n_epoch, getattr(trainer, "val_check_interval", None)
+    first = math.inf  # by the clock: nobody knows
+    if interval is not None:
+        first = interval if isinstance(interval, int) else max(1, int(batches * interval))
+    if batches < first < math.inf and every and trainer.limit_val_batches:
+        way_out = "trainer.check_val_every_n_epoch=null counts on from epoch to epoch"
+        raise ConfigError(f"trainer.val_check_interval={interval}: an epoch has {batches} batches; {way_out}")
+    if not metric.startswith("val/"):
+        return
+    if first > batches and str(cfg["scheduler"].get("_target_")).endswith(".ReduceLROnPlateau"):
+        given = cfg["trainer"]["val_check_interval"]
+        raise ConfigError(f"trainer.val_check_interval={given}: a plateau schedule needs {metric} after every epoch")
+    first += batches * ((every or 1) - 1)
+    ends = (trainer.max_epochs or -1) * batches, trainer.max_steps * trainer.accumulate_grad_batches
+    end = min((end for end in ends if end > 0), default=math.inf)
+    if end < first < math.inf:
+        raise ConfigError(
+            f"monitor.metric={metric}: the run would end after {end} batches, and its first validation comes after "
+            f"{first}: see trainer.val_check_interval and trainer.check_val_every_n_epoch"
         )
 
 
@@ -217,10 +256,9 @@ def preflight(module: BaseModule, datamodule: DataModule) -> None:
     Raises:
         ConfigError: Data and net do not fit each other.
     """
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), isolate_rng(include_cuda=False):
             for split in ("train", "val"):
                 positions = torch.arange(min(PREFLIGHT_SAMPLES, len(datamodule.splits[split])))
                 batch = datamodule.on_after_batch_transfer(datamodule.splits[split][positions], 0)
@@ -232,6 +270,3 @@ def preflight(module: BaseModule, datamodule: DataModule) -> None:
         ) from error
     finally:
         module.train()
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,13 +16,13 @@ from tqdm import tqdm
 from src.config import ConfigError, apply_overrides, build, compose, resolve_target
 from src.data.base import DataModule, Inputs
 from src.engine.checkpoint import is_checkpoint, read_checkpoint, read_plain, restore_module
-from src.engine.evaluation import check_output, find_checkpoint
-from src.engine.plan import quiet, rehearse_trainer
+from src.engine.evaluation import check_output, find_checkpoint, run_of
+from src.engine.plan import bare_trainer, quiet
 from src.engine.preemption import global_rank
 from src.engine.resume import gather
-from src.engine.sharding import with_strategy
 from src.modules.base import BaseModule
 from src.tracking.dashboard import score_of
+from src.tracking.files import replacing
 
 PUBLISHED_NET = "src.nets.cgcnn.CGCNN"
 
@@ -49,8 +48,7 @@ def predict(path: Path, inputs: Path, output: Path | None, overrides: Sequence[s
     """
     if not inputs.exists() and not any(sign in str(inputs) for sign in "*?["):
         raise ConfigError(f"inputs={inputs}: there is no such file or folder")
-    run = path.parent.parent
-    output = output or (run if (run / "status.json").is_file() else Path()) / "predictions.csv"
+    output = output or (run_of(path) or Path()) / "predictions.csv"
     check_output(output)
     quiet()
     content = read_plain(path)
@@ -59,16 +57,10 @@ def predict(path: Path, inputs: Path, output: Path | None, overrides: Sequence[s
     datamodule = data_of(cfg, checkpoint["hyper_parameters"]["facts"])
     samples = datamodule.read_inputs(inputs)
     datamodule.splits = {"test": samples.split}
-    rehearse_trainer(cfg["trainer"])
     module = restore_module({**checkpoint, "hyper_parameters": {"facts": datamodule.facts}}, path)
     with completed(output) as file:
         writer = RowWriter(file, samples, datamodule.facts)
-        trainer = Trainer(
-            **{**with_strategy(cfg["trainer"]), "logger": False, "enable_checkpointing": False},
-            callbacks=[writer],
-            enable_progress_bar=False,
-            use_distributed_sampler=False,
-        )
+        trainer = bare_trainer(cfg["trainer"], [writer])
         trainer.predict(module, datamodule=datamodule, return_predictions=False)
         writer.bar.close()
         assert writer.done == len(samples.names) or not trainer.is_global_zero, "a sample was not predicted"
@@ -96,15 +88,11 @@ def completed(output: Path) -> Iterator[TextIO]:
     if global_rank() != 0:
         yield io.StringIO()
         return
-    temporary = output.with_name(f".{output.name}.tmp")
     try:
-        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with replacing(output) as path, open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             yield file
-        os.replace(temporary, output)
     except OSError as error:
         raise ConfigError(f"output={output}: cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RowWriter(Callback):

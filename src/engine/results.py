@@ -1,18 +1,19 @@
 """What is left of a run for people: the score, plots and a table."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from src.config import Composed
+from src.config import Composed, ConfigError
 from src.engine.analysis import analyse
 from src.engine.pictures import save_worst
 from src.engine.plan import Plan
-from src.engine.run import Run, write_json
+from src.engine.run import Run
 from src.tracking.figures import log_figure
-from src.tracking.files import read_rows
+from src.tracking.files import read_rows, write_json
 from src.tracking.progress import results_table
 from src.tracking.wandb import WandbTracker
 
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
 def announce(plan: Plan, run: Run) -> None:
     """Prints what is about to be trained, on what; writes down the files that cannot be used."""
     if run.owner:
-        parameters = sum(parameter.numel() for parameter in plan.module.parameters())
         sizes = ", ".join(f"{count:,} {split}" for split, count in plan.datamodule.facts["num_samples"].items())
         net = type(plan.module.net).__name__
-        print(f"{net}, {parameters:,} parameters, on {plan.datamodule.facts['name']} ({sizes})", flush=True)
+        print(f"{net}, {plan.parameters:,} parameters, on {plan.datamodule.facts['name']} ({sizes})", flush=True)
         if not (run.folder / "facts.json").is_file():
             write_json(run.folder / "facts.json", plan.datamodule.facts)
         if run.resumed is not None:
@@ -54,6 +54,21 @@ def finished_before(composed: Composed) -> dict[str, float] | None:
     return {name: float(value) for name, value in resumed.status["metrics"].items()}
 
 
+def tested_checkpoint(plan: Plan, run: Run) -> Path | None:
+    """The checkpoint that is tested; None where the weights are, as they are.
+
+    Raises:
+        ConfigError: The run has ended before anything was measured, as ``trainer.max_time`` can have it.
+    """
+    if not plan.cfg["train"] or plan.cfg["trainer"].get("fast_dev_run"):
+        return None
+    best = run.checkpoints / "best.ckpt"
+    if not best.is_file():
+        metric = plan.cfg["monitor"]["metric"]
+        raise ConfigError(f"monitor.metric={metric}: the training ended before it was measured: nothing to test")
+    return best
+
+
 def finish(trainer: Trainer, plan: Plan, run: Run) -> dict[str, float]:
     """Writes and prints the results; the last line names the run folder.
 
@@ -78,8 +93,7 @@ def describe(trainer: Trainer, plan: Plan, run: Run) -> None:
     figures: dict[str, Figure] = {}
     if tables := plan.module.tables.get("test"):
         result = analyse(tables, run.status["metrics"], plan.datamodule)
-        best = plan.cfg["train"] and not plan.cfg["trainer"].get("fast_dev_run")
-        result["checkpoint"] = "checkpoints/best.ckpt" if best else None
+        result["checkpoint"] = "checkpoints/best.ckpt" if tested_checkpoint(plan, run) else None
         (run.folder / "results").mkdir(exist_ok=True)
         if plan.cfg["pictures"]:
             figures = draw_test(result, tables, trainer, plan, run)

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ from src.engine.callbacks import log_row
 from src.engine.checkpoint import commit_mark
 from src.engine.run import Run
 from src.modules.base import BaseModule
-from src.tracking.files import read_rows
+from src.tracking.files import read_rows, replacing
 from src.tracking.local import LocalLogger
 from src.tracking.wandb import WandbTracker
 
+KEPT = 2
+"""Points: the newest, and one should that be damaged."""
 AGREEMENT_PERIOD = 8
 """Batches between two agreements of several processes on whether to save or to stop."""
 
@@ -35,25 +36,16 @@ class ResumePoints(Callback):
     whether training had ended. Random states are not needed: each batch's seed follows from its position.
 
     Args:
-        run: The run whose points these are.
-        config: The composed config; every checkpoint carries it.
-        every_n_steps: Also saves after this many optimizer steps.
-        every_minutes: Also saves when this much time has passed since the last save.
-        keep: How many to keep.
+        run: The run whose points these are. ``checkpoint`` in its configuration says when there are more than one an
+            epoch: after so many optimizer steps, and when so much time has passed since the last.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        config: Mapping[str, Any],
-        every_n_steps: int | None = None,
-        every_minutes: float | None = None,
-        keep: int = 2,
-    ) -> None:
-        self.run, self.folder, self.config, self.keep = run, run.checkpoints, config, keep
-        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+    def __init__(self, run: Run) -> None:
+        self.run, self.folder = run, run.checkpoints
+        self.every_n_steps = run.cfg["checkpoint"]["every_n_steps"]
+        self.every_minutes = run.cfg["checkpoint"]["every_minutes"]
         self._saved_at, self._saved_time = 0, time.monotonic()
-        self._saving = self._between_batches = self._ended = False
+        self._saving = self._ended = False
         self._due, self._signum = False, 0
         self._restored: dict[str, Any] = {}
 
@@ -114,16 +106,17 @@ class ResumePoints(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the config and, to a point, what it needs; turns "a batch is ready" back to "those before are done"."""
-        checkpoint["config"] = dict(self.config)
-        if self._saving:
-            assert isinstance(pl_module, BaseModule)
-            checkpoint["point"] = {
-                "train_sums": gather(trainer, pl_module.epoch_metrics("train").sums()),
-                "callback_metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
-                "log_size": sum(logger.size() for logger in trainer.loggers if isinstance(logger, LocalLogger)),
-                "ended": self._ended,
-            }
-        if not self._between_batches:
+        checkpoint["config"] = self.run.cfg
+        if not self._saving:
+            return
+        assert isinstance(pl_module, BaseModule)
+        checkpoint["point"] = {
+            "train_sums": gather(trainer, pl_module.epoch_metrics("train").sums()),
+            "callback_metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
+            "log_size": sum(logger.size() for logger in trainer.loggers if isinstance(logger, LocalLogger)),
+            "ended": self._ended,
+        }
+        if self._ended:
             return
         fit_loop = checkpoint["loops"]["fit_loop"]
         batches, epochs = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]
@@ -135,7 +128,7 @@ class ResumePoints(Callback):
 
     def _agreed(self, trainer: Trainer, batch_idx: int) -> tuple[int, bool]:
         """The signal that has come to any process, 0 if none, and whether a save is overdue on any."""
-        signum = signals.received() or 0
+        signum = signals.received()
         late = self.every_minutes is not None and time.monotonic() - self._saved_time >= 60 * self.every_minutes
         if trainer.world_size == 1:
             return signum, late
@@ -154,17 +147,16 @@ class ResumePoints(Callback):
     def _save(self, trainer: Trainer, done: int, noted: bool, ended: bool = False) -> None:
         path, began = self.folder / f"step-{done:09d}.ckpt", time.perf_counter()
         self._saving, self._ended = True, ended
-        self._between_batches = not ended
         try:
             trainer.save_checkpoint(path)  # on every process: it synchronises them
         finally:
-            self._saving = self._between_batches = False
+            self._saving = False
         self._saved_at, self._saved_time = done, time.monotonic()
         if noted:  # one every few steps would be thousands
             self.run.note("checkpoint", step=trainer.global_step, path=f"checkpoints/{path.name}")
         if trainer.is_global_zero:
             link(path, self.folder / "last.ckpt")
-            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT]:
                 trainer.strategy.checkpoint_io.remove_checkpoint(old)
         log_row(trainer, {"perf/checkpoint_seconds": time.perf_counter() - began})
 
@@ -172,10 +164,9 @@ class ResumePoints(Callback):
 def link(path: Path, alias: Path) -> None:
     """Makes `alias` another name of a committed checkpoint, without a moment in which there is none."""
     for source, target in ((path, alias), (commit_mark(path), commit_mark(alias))):
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.unlink(missing_ok=True)
-        os.link(source, temporary)
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            temporary.unlink(missing_ok=True)
+            os.link(source, temporary)
 
 
 def gather(trainer: Trainer, value: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 import yaml
 from filelock import FileLock, Timeout
@@ -25,14 +25,8 @@ from src.engine.environment import describe_environment, uncommitted_changes
 from src.engine.failure import FailureWatch
 from src.engine.preemption import global_rank, is_preemption
 from src.engine.signals import Interrupted, received
-from src.tracking.files import AppendOnlyFile
-
-
-@runtime_checkable
-class Closable(Protocol):
-    """A tracker that wants to know how the run ended."""
-
-    def finish(self, exit_code: int) -> None: ...  # noqa: D102
+from src.tracking.files import AppendOnlyFile, replacing, write_json
+from src.tracking.wandb import WandbTracker
 
 
 class Run:
@@ -41,40 +35,35 @@ class Run:
     Only the first process writes; the others share the folder's path and watch for one another's failure.
 
     Args:
+        composed: Its configuration, and what goes on.
         folder: The run folder, which exists.
         run_id: Identity in the dashboards.
         status: What ``status.json`` says so far; None in other processes than the first.
         point: The checkpoint to go on from; None to begin at the beginning.
-        resumed: The run that goes on, None for a new one.
         lock: Held while the run lasts.
 
     Attributes:
         trackers: That are told how it ends.
-        pictures: Whether its page is written then.
     """
 
     def __init__(
         self,
+        composed: Composed,
         folder: Path,
         run_id: str,
-        status: dict[str, Any] | None,
+        status: dict[str, Any] | None = None,
         point: Path | None = None,
-        resumed: Resumed | None = None,
         lock: FileLock | None = None,
     ) -> None:
-        self.folder, self.run_id, self.point, self.resumed = folder, run_id, point, resumed
+        self.cfg, self.resumed = composed.cfg, composed.resumed
+        self.folder, self.run_id, self.point = folder, run_id, point
+        self.name, self.checkpoints = self.cfg["name"] or folder.name, folder / "checkpoints"
         self.owner, self.status = status is not None, status or {}
-        self.trackers: list[Closable] = []
-        self.pictures = True
+        self.trackers: list[WandbTracker] = []
         self.failure = FailureWatch(folder, global_rank())
         self.shared = ""  # what the other processes of the run are told
         self._lock, self._timeline = lock, AppendOnlyFile(folder / "events.jsonl")
         self._began = time.monotonic() - self.status.get("seconds", 0.0)
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.folder / "checkpoints"
 
     def update(self, **values: Any) -> None:
         """Sets entries of the status and writes it; a new best score and the test go on the timeline."""
@@ -112,14 +101,12 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         os.environ.pop(INHERITED, None)
-        state, reason, exit_code = outcome(error)
-        own = reason
-        if state == "failed":
-            reason = self.failure.report(str(reason))
+        state, own, exit_code = outcome(error)
         self.failure.stop()
+        reason = self.failure.report(str(own)) if state == "failed" else own
         self._close(state, reason, exit_code)
         if error is not None and state == "interrupted" and not isinstance(error, Interrupted):
-            raise Interrupted(received() or 2) from error
+            raise Interrupted(exit_code - 128) from error
         if reason != own:  # what came of it here, such as a closed connection, is of no interest
             print(f"error: {reason}", file=sys.stderr, flush=True)
             raise SystemExit(1) from None
@@ -139,7 +126,7 @@ class Run:
         """Ends the timeline and writes the page; where it cannot be written, the run has still ended as it has."""
         try:
             self.note("end", state=state, reason=reason)
-            if self.pictures:
+            if self.cfg["pictures"]:
                 from src.tracking.pages import write_report
 
                 write_report(self.folder)
@@ -157,7 +144,7 @@ def outcome(error: BaseException | None) -> tuple[str, str | None, int]:
         case KeyboardInterrupt():
             return "interrupted", "stopped by SIGINT", 130
         case SystemExit() if received():  # Lightning turns a second Ctrl-C into exit code 1
-            return "interrupted", str(Interrupted(received() or 2)), 128 + (received() or 2)
+            return "interrupted", str(Interrupted(received())), 128 + received()
         case ConfigError():
             return "failed", str(error), 2
     return "failed", f"{type(error).__name__}: {error}", 1
@@ -166,22 +153,6 @@ def outcome(error: BaseException | None) -> tuple[str, str | None, int]:
 def now() -> str:
     """The time in ISO format, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file that is never seen half-written.
-
-    On a full disk there may be no room for the second copy; the file is then written over in place, because a status
-    that still says "running" would be worse.
-    """
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        path.write_text(text, encoding="utf-8")
 
 
 def claim(composed: Composed) -> Run:
@@ -195,22 +166,22 @@ def claim(composed: Composed) -> Run:
         store = meeting_point(composed.cfg)
         if inherited := os.environ.get(INHERITED) or (store is not None and global_rank() and store.get(INHERITED)):
             return _join(json.loads(inherited), composed, digest)
-        run = _continue(composed.resumed, composed.cfg) if composed.resumed else _begin(composed)
+        run = _continue(composed, composed.resumed) if composed.resumed else _begin(composed)
         if composed.resumed is None or composed.resumed.changes:
-            _write_config(run.folder, composed.cfg)
-        run.pictures = composed.cfg["pictures"]
-        run.status["config_digest"] = digest_of(composed.cfg)
-        environment = describe_environment(sys.argv)
+            with replacing(run.folder / "config.yaml") as file:
+                file.write_text(yaml.safe_dump(composed.cfg, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        run.status["config_digest"] = digest
         resumes = run.status["resumes"]
-        write_json(run.folder / f"environment{f'-{len(resumes)}' if resumes else ''}.json", environment)
+        number = f"-{len(resumes)}" if resumes else ""
+        write_json(run.folder / f"environment{number}.json", describe_environment(sys.argv))
         detail = {key: value for key, value in resumes[-1].items() if key != "time"} if resumes else {}
         run.note("resume" if resumes else "start", host=run.status["host"], **detail)
     except OSError as error:
         if composed.resumed:
             raise ConfigError(f"resume={composed.resumed.folder}: cannot be written: {error}") from error
         raise ConfigError(f"runs_dir={composed.cfg['runs_dir']}: no run folder can be made there: {error}") from error
-    point = run.point and str(run.point)
-    run.shared = json.dumps({"folder": str(run.folder), "run_id": run.run_id, "point": point, "digest": digest})
+    told = {"folder": run.folder, "run_id": run.run_id, "point": run.point, "digest": digest}
+    run.shared = json.dumps(told, default=str)
     if store is not None:
         store.set(INHERITED, run.shared)
     return run
@@ -225,7 +196,7 @@ def _join(shared: Mapping[str, Any], composed: Composed, digest: str) -> Run:
         FailureWatch(folder, global_rank()).note(problem)
         raise ConfigError(problem)
     point = shared["point"] and Path(shared["point"])
-    return Run(folder, shared["run_id"], None, point, composed.resumed)
+    return Run(composed, folder, shared["run_id"], point=point)
 
 
 def _begin(composed: Composed) -> Run:
@@ -237,14 +208,9 @@ def _begin(composed: Composed) -> Run:
     if changes := uncommitted_changes():
         (folder / "uncommitted.diff").write_text(changes, encoding="utf-8")
     status = {
-        "state": "running",
-        "reason": None,
-        "exit_code": None,
+        **_attempt(cfg, folder),
         "run_id": run_id,
-        "name": cfg["name"] or folder.name,
         "experiment": cfg["experiment"],
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
         "command": ["python", "-m", "src.train", *composed.overrides],
         "started": now(),
         "monitor": cfg["monitor"],
@@ -252,10 +218,10 @@ def _begin(composed: Composed) -> Run:
         "metrics": {},
         "resumes": [],
     }
-    return Run(folder, run_id, status, lock=lock)
+    return Run(composed, folder, run_id, status, lock=lock)
 
 
-def _continue(resumed: Resumed, cfg: Mapping[str, Any]) -> Run:
+def _continue(composed: Composed, resumed: Resumed) -> Run:
     folder, status = resumed.folder, resumed.status
     lock = _lock(folder)
     if read_status(folder) != status:
@@ -266,17 +232,20 @@ def _continue(resumed: Resumed, cfg: Mapping[str, Any]) -> Run:
         raise ConfigError(f"resume={folder}: the run is finished, and its checkpoints to go on from are gone")
     changes = {key: list(pair) for key, pair in resumed.changes.items()}
     entry = {"time": now(), "after": status["state"], "point": point and point.name, "changes": changes}
-    resumes = [*status.get("resumes", []), entry]
-    name = cfg["name"] or folder.name
-    fresh = {
-        "name": name,
+    status = {**status, **_attempt(composed.cfg, folder), "resumes": [*status.get("resumes", []), entry]}
+    return Run(composed, folder, status["run_id"], status, point, lock)
+
+
+def _attempt(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What the status says of a run that begins, or goes on."""
+    return {
+        "state": "running",
         "reason": None,
         "exit_code": None,
+        "name": cfg["name"] or folder.name,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "resumes": resumes,
     }
-    return Run(folder, status["run_id"], {**status, **fresh}, point, resumed, lock)
 
 
 def _lock(folder: Path) -> FileLock:
@@ -299,14 +268,12 @@ def newest_point(folder: Path) -> Path | None:
         ConfigError: There are some, but none is whole.
     """
     there = points(folder)
-    for point in there:
-        if is_committed(point):
-            if point != there[0]:
-                print(f"{there[0].name} is damaged: going on from {point.name}, the one before", flush=True)
-            return point
-    if there:
+    newest = next(filter(is_committed, there), None)
+    if there and newest is None:
         raise ConfigError(f"{folder}: no checkpoint to go on from: {', '.join(p.name for p in there)}: all damaged")
-    return None
+    if newest is not None and newest != there[0]:
+        print(f"{there[0].name} is damaged: going on from {newest.name}, the one before", flush=True)
+    return newest
 
 
 def meeting_point(cfg: Mapping[str, Any]) -> Store | None:
@@ -340,9 +307,3 @@ def _make_folder(cfg: Mapping[str, Any]) -> tuple[Path, str]:
             slurm = slurm and slurm.with_name(f"{slurm.name}-{run_id}")  # another run of the same job
             continue
         return folder, run_id
-
-
-def _write_config(folder: Path, cfg: Mapping[str, Any]) -> None:
-    temporary = folder / ".config.yaml.tmp"
-    temporary.write_text(yaml.safe_dump(dict(cfg), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, folder / "config.yaml")

@@ -37,9 +37,9 @@ def install() -> None:
         signal.signal(signum, _note)
 
 
-def received() -> int | None:
-    """The first signal that came, or None."""
-    return _received[0] if _received else None
+def received() -> int:
+    """The first signal that came, 0 if none has."""
+    return _received[0] if _received else 0
 
 
 def check() -> None:

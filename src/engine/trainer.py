@@ -2,7 +2,6 @@
 
 import ctypes
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from src.engine.finetuning import Finetuning
 from src.engine.pictures import TrainingBatch
 from src.engine.plan import Plan
 from src.engine.resume import ResumePoints
-from src.engine.run import Closable, Run
+from src.engine.run import Run
 from src.engine.sharding import with_strategy
 from src.tracking.local import LocalLogger
 from src.tracking.progress import Progress
+from src.tracking.wandb import WandbTracker
 
 PROFILERS: dict[str, type[Any]] = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
@@ -40,12 +40,11 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the best score; its checkpoint is where the run folder is now."""
-        path = str(Path(str(self.dirpath), "best.ckpt"))
-        score = state_dict["best_model_score"]
-        here = {} if score is None else {path: score}
-        best = {"best_model_path": path if here else "", "kth_best_model_path": path if here else ""}
-        super().load_state_dict({**state_dict, **best, "best_k_models": here, "dirpath": self.dirpath})
-        self.current_score = state_dict["current_score"]
+        if (score := state_dict["best_model_score"]) is not None:
+            path = str(Path(str(self.dirpath), "best.ckpt"))
+            self.best_model_path, self.best_model_score = path, score
+            self.kth_best_model_path, self.kth_value, self.best_k_models = path, score, {path: score}
+            self.current_score = state_dict["current_score"]
 
 
 class Patience(EarlyStopping):
@@ -58,9 +57,10 @@ class Patience(EarlyStopping):
 
 def build_trainer(plan: Plan, run: Run) -> Trainer:
     """Builds the Trainer of a run."""
-    run.update(parameters=sum(parameter.numel() for parameter in plan.module.parameters()))
+    run.update(parameters=plan.parameters)
     keep_freed_memory()
-    arguments = {**with_strategy(plan.cfg["trainer"]), "profiler": build_profiler(plan.cfg["trainer"], run.folder)}
+    arguments = with_strategy(plan.cfg["trainer"])
+    arguments["profiler"] = build_profiler(arguments.get("profiler"), run.folder)
     if batches := arguments.pop("overfit_batches", 0):  # Lightning's own would put another sampler in place of ours
         plan.datamodule.repeats = True
         arguments["limit_train_batches"] = batches
@@ -81,11 +81,11 @@ def build_trainer(plan: Plan, run: Run) -> Trainer:
     return trainer
 
 
-def build_profiler(arguments: Mapping[str, Any], folder: Path) -> Profiler:
+def build_profiler(name: str | None, folder: Path) -> Profiler:
     """Builds the profiler of ``trainer.profiler``, which writes into the run folder."""
-    if arguments.get("profiler") is None:
+    if name is None:
         return WaitClock()
-    profiler: Profiler = PROFILERS[arguments["profiler"]](dirpath=folder / "profile", filename=arguments["profiler"])
+    profiler: Profiler = PROFILERS[name](dirpath=folder / "profile", filename=name)
     return profiler
 
 
@@ -104,21 +104,28 @@ def keep_freed_memory() -> None:
 def build_callbacks(plan: Plan, run: Run) -> list[Callback]:
     """The callbacks of every run and those of the config; the order matters, see each."""
     cfg, monitor = plan.cfg, plan.cfg["monitor"]
+    # Not when an epoch ends without a validation: its value is an old one, or none.
+    by_epoch = not monitor["metric"].startswith("val/")
     best = BestCheckpoint(
-        run.checkpoints, "best", monitor["metric"], mode=monitor["mode"], enable_version_counter=False
+        run.checkpoints,
+        "best",
+        monitor["metric"],
+        mode=monitor["mode"],
+        enable_version_counter=False,
+        save_on_train_epoch_end=by_epoch,
     )
-    points = ResumePoints(run, cfg, cfg["checkpoint"]["every_n_steps"], cfg["checkpoint"]["every_minutes"])
     stopping = []
     if cfg["early_stopping"]["patience"] is not None:
-        stopping = [Patience(monitor["metric"], mode=monitor["mode"], check_finite=False, **cfg["early_stopping"])]
+        options = {"mode": monitor["mode"], "check_finite": False, "check_on_train_epoch_end": by_epoch}
+        stopping = [Patience(monitor["metric"], **options, **cfg["early_stopping"])]
     finetuning = [Finetuning(cfg["model"]["unfreeze_epoch"])] if cfg["model"]["freeze"] is not None else []
     own = [build(node, Callback) for node in cfg["callbacks"].values()]
     return [
-        points,
+        ResumePoints(run),
         # Under FSDP a process has a part of the weights only: there the next row finds a loss that is not finite.
         *([TrainingBatch(run)] if cfg["pictures"] else []),  # before the clocks start
-        *([BlackBox(run, cfg)] if cfg["black_box"] and cfg["trainer"].get("strategy") != "fsdp" else []),
-        Reporter(run, best, cfg["trainer"].get("log_every_n_steps") or 50),
+        *([BlackBox(run)] if cfg["black_box"] and cfg["trainer"].get("strategy") != "fsdp" else []),
+        Reporter(run, best),
         Progress(),
         *stopping,
         *finetuning,
@@ -130,27 +137,18 @@ def build_callbacks(plan: Plan, run: Run) -> list[Callback]:
 def build_loggers(plan: Plan, run: Run) -> list[Logger]:
     """The local files of every run, and the tracker of the config."""
     loggers: list[Logger] = [LocalLogger(run.folder)]
-    node: Mapping[str, Any] = plan.cfg["logger"]
-    if node:
+    if node := plan.cfg["logger"]:
         injected: dict[str, Any] = {"save_dir": str(run.folder)}
         if node["_target_"].startswith("src.tracking."):
-            injected["run"] = description(plan, run)
+            injected["run"] = {
+                **{key: run.cfg[key] for key in ("tags", "group", "notes")},
+                "id": run.run_id,
+                "name": run.name,
+                "config": run.cfg,
+                "facts": plan.datamodule.facts,
+                "parameters": run.status["parameters"],
+            }
         base: type[Logger] = Logger  # type: ignore[type-abstract]
         loggers.append(build(node, base, **injected))
-    run.trackers = [logger for logger in loggers if isinstance(logger, Closable)]
+    run.trackers = [logger for logger in loggers if isinstance(logger, WandbTracker)]
     return loggers
-
-
-def description(plan: Plan, run: Run) -> dict[str, Any]:
-    """What a tracker is told of a run, as plain values."""
-    cfg = plan.cfg
-    return {
-        "id": run.run_id,
-        "name": cfg["name"] or run.folder.name,
-        "tags": cfg["tags"],
-        "group": cfg["group"],
-        "notes": cfg["notes"],
-        "config": dict(cfg),
-        "facts": plan.datamodule.facts,
-        "parameters": sum(parameter.numel() for parameter in plan.module.parameters()),
-    }

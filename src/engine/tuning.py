@@ -12,9 +12,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from torch import Tensor
 
+from src.config import ConfigError
 from src.tracking.figures import log_figure
 from src.tracking.text import number
 
+SMOOTHING = 0.9
+"""Share of the steps before in the mean that stands for the loss of a step."""
+DIVERGENCE = 3.0
+"""The range test ends when this mean is so many times the least one."""
 WINDOW = 10
 """Steps before and after one that tell how the loss falls there: single batches differ by more."""
 
@@ -28,25 +33,13 @@ class FindLearningRate(Callback):
         min_lr: Of the first step.
         max_lr: Of the last.
         num_steps: How many.
-        smoothing: Share of the steps before in the mean that stands for the loss of a step.
-        divergence: The test ends when this mean is so many times the least one.
     """
 
-    def __init__(
-        self,
-        min_lr: float = 1e-6,
-        max_lr: float = 10.0,
-        num_steps: int = 200,
-        smoothing: float = 0.9,
-        divergence: float = 3.0,
-    ) -> None:
+    def __init__(self, min_lr: float = 1e-6, max_lr: float = 10.0, num_steps: int = 200) -> None:
         self.rates = np.geomspace(min_lr, max_lr, num_steps).tolist()
-        self.smoothing, self.divergence = smoothing, divergence
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs the test, draws it and says what it suggests."""
-        from src.tracking import plots
-
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         optimizer, sampler = trainer.optimizers[0], data.train_dataloader().sampler
         base = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
@@ -55,9 +48,9 @@ class FindLearningRate(Callback):
             for group, factor in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad()
-            mean = self.smoothing * mean + (1 - self.smoothing) * take_pass(trainer, pl_module, positions)
-            losses.append(mean / (1 - self.smoothing**step))  # as if the mean had not begun at 0
-            if not losses[-1] < self.divergence * min(losses):
+            mean = SMOOTHING * mean + (1 - SMOOTHING) * take_pass(trainer, pl_module, positions)
+            losses.append(mean / (1 - SMOOTHING**step))  # as if the mean had not begun at 0
+            if not losses[-1] < DIVERGENCE * min(losses):
                 break
             optimizer.step()
         rates = self.rates[: len(losses)]
@@ -65,7 +58,7 @@ class FindLearningRate(Callback):
         if len(losses) > 2 * WINDOW:
             falls = np.subtract(np.log(losses[2 * WINDOW :]), np.log(losses[: -2 * WINDOW]))
             found = f"optimizer.lr={rates[int(falls.argmin()) + WINDOW]:.2g} is where the loss falls most steeply"
-        show(trainer, "learning_rate", plots.trial("learning rate", rates, "training loss", losses, found), found)
+        show(trainer, "learning rate", rates, "training loss", losses, found)
         raise _TunerExitException
 
 
@@ -83,29 +76,27 @@ class FindBatchSize(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tries the sizes, draws how fast they are and says which is the fastest."""
-        from src.tracking import plots
-
         speeds: dict[int, float] = {}
-        share, end = 2, "the training part is not larger"
-        while share * trainer.world_size <= len(trainer.datamodule.splits["train"]):  # type: ignore[attr-defined]
+        size, end = 2 * trainer.world_size, "the training part is not larger"
+        while size <= len(trainer.datamodule.splits["train"]):  # type: ignore[attr-defined]
             try:
-                speeds[share * trainer.world_size] = (
-                    share * trainer.world_size / self._seconds(trainer, pl_module, share)
-                )
+                speeds[size] = size / self._seconds(trainer, pl_module, size // trainer.world_size)
             except torch.OutOfMemoryError:
-                end = f"{share * trainer.world_size} do not fit into memory"
+                end = f"{size} do not fit into memory"
                 break
-            share *= 2
+            size *= 2
         pl_module.zero_grad()
+        if not speeds:
+            raise ConfigError(f"data.batch_size: there is no size to choose from: {end}")
         best = max(speeds, key=speeds.__getitem__)
         found = f"data.batch_size={best} is the fastest, {number(speeds[best])} samples/s; {end}"
-        show(trainer, "batch_size", plots.trial("batch size", [*speeds], "samples/s", [*speeds.values()], found), found)
+        show(trainer, "batch size", [*speeds], "samples/s", [*speeds.values()], found)
         raise _TunerExitException
 
     def _seconds(self, trainer: Trainer, module: LightningModule, share: int) -> float:
-        for repeat in range(self.repeats + 1):
-            if repeat == 1:
-                began = time.perf_counter()
+        take_pass(trainer, module, torch.arange(share))
+        began = time.perf_counter()
+        for _ in range(self.repeats):
             take_pass(trainer, module, torch.arange(share))
         return (time.perf_counter() - began) / self.repeats
 
@@ -128,11 +119,12 @@ def take_pass(trainer: Trainer, module: LightningModule, positions: Tensor) -> f
     return loss.item()  # a GPU has done its work then
 
 
-def show(trainer: Trainer, name: str, figure: Any, found: str) -> None:
-    """Saves and logs the picture of a trial, and prints what was found."""
+def show(trainer: Trainer, what: str, tried: list[Any], unit: str, values: list[float], found: str) -> None:
+    """Draws a trial, saves and logs the picture, and prints what was found."""
     from src.tracking import plots
 
     if trainer.is_global_zero:
+        name, figure = what.replace(" ", "_"), plots.trial(what, tried, unit, values, found)
         path = Path(trainer.default_root_dir) / "plots" / f"{name}.png"
         plots.save_png(figure, path)
         log_figure(trainer.loggers, f"plots/{name}", figure, trainer.global_step)

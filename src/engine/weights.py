@@ -48,7 +48,8 @@ def warm_start(net: nn.Module, node: Mapping[str, Any]) -> None:
     if lacking or unexpected:
         raise ConfigError(f"model.weights={source}: not of this {type(net).__name__}{_misfit(own, given, lacking)}")
     net.load_state_dict({key: given[key] for key in fits if not (swapped and key in head_keys)}, strict=False)
-    what = f"; the head is new: {_shapes(own, given, swapped)}" if swapped else ", head included"
+    shapes = ", ".join(_shapes(own, given, key) for key in swapped[:SHOWN])
+    what = f"; the head is new: {shapes}" if swapped else ", head included"
     rank_zero_only(print)(f"weights from {source}{what}", flush=True)
 
 
@@ -111,20 +112,19 @@ def download(name: str, weights: Any) -> Any:
         ) from error
 
 
-def _shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor], keys: list[str]) -> str:
-    there = {key: list(given[key].shape) if key in given else "missing" for key in keys}
-    return ", ".join(f"{key} {list(own[key].shape)}, in the file {there[key]}" for key in keys[:SHOWN])
+def _shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor], key: str) -> str:
+    there = list(given[key].shape) if key in given else "missing"
+    return f"{key} {list(own[key].shape)}, in the file {there}"
 
 
 def _misfit(own: Mapping[str, Tensor], given: Mapping[str, Tensor], lacking: list[str]) -> str:
     parts = {
         "missing": [key for key in lacking if key not in given],
         "unexpected": [key for key in given if key not in own],
-        "other shapes": [key for key in lacking if key in given],
+        "other shapes": [_shapes(own, given, key) for key in lacking if key in given],
     }
     lines = []
-    for what, keys in parts.items():
-        names = _shapes(own, given, keys) if what == "other shapes" else ", ".join(keys[:SHOWN])
-        more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-        lines += [f"\n    {what}: {names}{more}"] if keys else []
+    for what, names in parts.items():
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        lines += [f"\n    {what}: {', '.join(names[:SHOWN])}{more}"] if names else []
     return "".join(lines)

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MetricCollection
 
 from src.config import build, resolve_target
@@ -206,12 +206,15 @@ class BaseModule(LightningModule):
         optimizer, scheduler = self.build_optimization(trainer.max_epochs or -1, steps)
         if scheduler is None:
             return optimizer
+        metric = self.hparams["monitor"]["metric"]
+        waits = isinstance(scheduler, ReduceLROnPlateau) and metric.startswith("val/")
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
                 "scheduler": scheduler,
                 "interval": self.hparams["scheduler"]["interval"],
-                "monitor": self.hparams["monitor"]["metric"],
+                "monitor": metric,
+                "frequency": trainer.check_val_every_n_epoch or 1 if waits else 1,  # there is no new value in between
             },
         }
 

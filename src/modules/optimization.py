@@ -79,8 +79,11 @@ def build_scheduler(
             f"scheduler: {scheduler.__name__} needs to know the run's end and at least one {node['interval']} after the"
             f" warm-up: trainer.max_epochs={max_epochs}, scheduler.warmup_epochs={node['warmup_epochs']}"
         )
-    if warmup and issubclass(scheduler, ReduceLROnPlateau):
-        raise ConfigError("scheduler.warmup_epochs: a plateau schedule has no warm-up; set it to 0")
+    if issubclass(scheduler, ReduceLROnPlateau) and (warmup or by_step):
+        raise ConfigError(
+            "scheduler: a plateau schedule has no warm-up and follows what there is once an epoch: "
+            "scheduler.warmup_epochs=0 scheduler.interval=epoch"
+        )
     main: LRScheduler = build(arguments, scheduler, optimizer=optimizer, **filled)
     if not warmup:
         return main

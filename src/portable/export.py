@@ -18,7 +18,7 @@ from torch import Tensor
 
 from src.config import ConfigError
 from src.engine.checkpoint import read_checkpoint, restore_module
-from src.engine.evaluation import check_output
+from src.engine.evaluation import check_output, run_of
 from src.engine.plan import prepare_data, quiet
 from src.engine.prediction import data_of
 from src.modules.base import BaseModule
@@ -51,8 +51,7 @@ def export(path: Path, kind: str, output: Path | None, inputs: Path | None, layo
             differ, or the file cannot be written. In no case anything has been written.
     """
     write, suffix, usual_name = FORMATS[kind]
-    run = path.parent.parent
-    output = output or (run if (run / "status.json").is_file() else Path()) / usual_name
+    output = output or (run_of(path) or Path()) / usual_name
     check_output(output)
     if output.suffix != suffix:
         raise ConfigError(f"output={output}: the name of format={kind} must end in {suffix}")

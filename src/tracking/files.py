@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 Rows = list[dict[str, float | None]]
 
@@ -77,3 +78,17 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file that is never seen half-written.
+
+    On a full disk there may be no room for the second copy; the file is then written over in place, because a status
+    that still says "running" would be worse.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError:
+        path.write_text(text, encoding="utf-8")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from src.config import Composed, ConfigError, compose
-from src.engine.run import INHERITED, Run, claim, outcome, write_json
+from src.engine.run import INHERITED, Run, claim, outcome
 from src.engine.signals import Interrupted
+from src.tracking.files import write_json
 
 
 @pytest.fixture
