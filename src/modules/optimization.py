@@ -42,8 +42,7 @@ def parameter_groups(net: nn.Module, node: Node) -> list[dict[str, Any]]:
 def build_optimizer(net: nn.Module, node: Node) -> Optimizer:
     """Builds the optimizer over the parameter groups."""
     arguments = {key: value for key, value in node.items() if key != "param_groups"}
-    optimizer: Optimizer = build(arguments, Optimizer, params=parameter_groups(net, node))
-    return optimizer
+    return build(arguments, Optimizer, params=parameter_groups(net, node))
 
 
 def build_scheduler(

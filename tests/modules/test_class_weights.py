@@ -50,6 +50,12 @@ def test_weights_are_plain_hyper_parameters_and_no_part_of_the_state() -> None:
     assert weighted.state_dict().keys() == module().state_dict().keys()
 
 
+def test_a_class_without_training_samples_has_no_weight() -> None:
+    facts = {"class_names": ["ant", "bee", "cow"], "class_counts": {"train": [10, 0, 50]}}
+    with pytest.raises(ConfigError, match="class_weights=auto: no training sample is of class bee; give a list"):
+        balancing_weights(facts)
+
+
 def test_their_number_is_checked() -> None:
     with pytest.raises(ConfigError, match="2 weights for 3 classes"):
         module(class_weights=[1.0, 2.0])

@@ -91,7 +91,7 @@ def test_metrics_see_the_true_classes_and_evaluation_the_true_images() -> None:
     given = batch()
     for split in ("train", "val", "test"):
         mixing.step(given, split)
-        ((_, target, _),) = mixing.epoch_metrics(split).pending
+        ((_, target, _, _),) = mixing.epoch_metrics(split).pending
         assert target is given.y
     assert [torch.equal(x, given.x) for x in seen] == [False, True, True]
 
