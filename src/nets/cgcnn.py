@@ -183,7 +183,7 @@ class CGCNN(nn.Module):
     def import_arguments(raw: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the arguments for a checkpoint of the paper's code (``.pth.tar``), read from its ``args``."""
         args, weights = raw["args"], raw["state_dict"]
-        width, inputs = weights["convs.0.fc_full.weight"].shape[0] // 2, weights["convs.0.fc_full.weight"].shape[1]
+        rows, columns = weights["convs.0.fc_full.weight"].shape  # twice the width; two atoms and the Gaussians
         step = 0.2  # of that code's CIFData, which stores it nowhere; its cutoff follows from the number of Gaussians
         return {
             "layer": "cgcnn",
@@ -191,7 +191,7 @@ class CGCNN(nn.Module):
             "num_layers": args["n_conv"],
             "head_sizes": [args["h_fea_len"]] * args["n_h"],
             "dropout": 0.5 if args["task"] == "classification" else 0.0,
-            "cutoff": round((inputs - 2 * width - 1) * step, 6),
+            "cutoff": round((columns - rows - 1) * step, 6),
             "step": step,
         }
 
@@ -202,7 +202,7 @@ class CGCNN(nn.Module):
         Raises:
             ValueError: It is no such checkpoint.
         """
-        if not is_published(raw):
+        if not {"args", "normalizer", "state_dict"} <= raw.keys() or "convs.0.fc_full.weight" not in raw["state_dict"]:
             raise ValueError("not a checkpoint of the CGCNN code (args, normalizer, state_dict with fc_full)")
         dropout = raw["args"]["task"] == "classification"
         renamed: dict[str, Tensor] = {}
@@ -225,8 +225,3 @@ class CGCNN(nn.Module):
                 case _:
                     renamed[name] = tensor
         return renamed
-
-
-def is_published(raw: Mapping[str, Any]) -> bool:
-    """Whether a file's content is a checkpoint of the paper's code."""
-    return {"args", "normalizer", "state_dict"} <= raw.keys() and "convs.0.fc_full.weight" in raw["state_dict"]

@@ -8,9 +8,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,11 +49,11 @@ def export(path: Path, kind: str, output: Path | None, inputs: Path | None, layo
         ConfigError: The checkpoint or the samples cannot be used, the format cannot express the net, the results
             differ, or the file cannot be written. In no case anything has been written.
     """
-    write, suffix, usual_name = FORMATS[kind]
+    write, usual_name = FORMATS[kind]
     run = path.parent.parent
     output = output or (run if (run / "status.json").is_file() else Path()) / usual_name
     check_output(output)
-    if output.suffix != suffix:
+    if output.suffix != (suffix := Path(usual_name).suffix):
         raise ConfigError(f"output={output}: the name of format={kind} must end in {suffix}")
     if kind == "aoti":
         require_compiler()
@@ -109,8 +108,7 @@ def card_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return facts
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """Inputs of a program, and the outputs of the module itself."""
 
     arrays: dict[str, Tensor]
@@ -155,12 +153,12 @@ def metadata(checkpoint: Mapping[str, Any], interface: Interface) -> dict[str, s
     """What a file says of itself, as texts: every format and language has those. Lists have an entry a line."""
     facts, config = checkpoint["hyper_parameters"]["facts"], checkpoint["config"]
     score = score_of(checkpoint)
-    shapes = {name: ",".join(map(str, shape)) for name, shape in interface.inputs.items()}
+    inputs = [f"{name} {','.join(map(str, shape))}" for name, shape in interface.inputs.items()]
     card = {key: value for key, value in facts.items() if key != "atom_features"}
     lists = {key: facts.get(key) or [] for key in ("class_names", "target_names", "target_units")}
     return {
         "task": facts["task"],
-        "inputs": "\n".join(f"{name} {shape}" for name, shape in shapes.items()),
+        "inputs": "\n".join(inputs),
         "outputs": "\n".join(interface.outputs),
         "layout": interface.layout or "",
         "score": "" if score is None else f"{config['monitor']['metric']} {score:.6g}",

@@ -93,28 +93,21 @@ def require_compiler() -> None:
 
 
 Writer = Callable[[ExportedProgram, Interface, Mapping[str, str], Path], None]
-FORMATS: dict[str, tuple[Writer, str, str]] = {
-    "onnx": (write_onnx, ".onnx", "model.onnx"),
-    "pt2": (write_pt2, ".pt2", "model.pt2"),
-    "aoti": (write_aoti, ".pt2", "model-aoti.pt2"),
+FORMATS: dict[str, tuple[Writer, str]] = {
+    "onnx": (write_onnx, "model.onnx"),
+    "pt2": (write_pt2, "model.pt2"),
+    "aoti": (write_aoti, "model-aoti.pt2"),
 }
-"""What writes each format, the suffix that its readers want, and the file's usual name."""
+"""What writes each format, and the file's usual name, with the suffix that its readers want."""
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keeps what the exporters say of themselves from the person."""
-    loggers = [
-        logging.getLogger(name)
-        for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch._inductor", "torch.utils.cpp_extension")
-    ]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
+    """Keeps what the exporters say of themselves from the person, but not their errors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
             yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    finally:
+        logging.disable(before)

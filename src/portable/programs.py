@@ -26,10 +26,9 @@ class Head(nn.Module):
     def __init__(self, module: BaseModule) -> None:
         super().__init__()
         self.net = module.net.to(memory_format=torch.contiguous_format)
-        targets = {name: buffer for name, buffer in module.named_buffers(recurse=False) if name.startswith("target_")}
-        self.regression = bool(targets)
-        for name, buffer in targets.items():
-            self.register_buffer(name.removeprefix("target_"), buffer)
+        self.regression = hasattr(module, "target_mean")
+        for name in ("mean", "std") if self.regression else ():
+            self.register_buffer(name, module.get_buffer(f"target_{name}"))
 
     def outputs(self, x: Any) -> tuple[Tensor, ...]:
         """The program's outputs, in the order of `Interface.outputs`."""
@@ -127,9 +126,7 @@ def trace(
     Raises:
         ConfigError: The net does something that cannot be recorded.
     """
-    program: nn.Module = CrystalProgram(module)
-    if interface.layout is not None:
-        program = ImageProgram(module, facts, interface.layout)
+    program = ImageProgram(module, facts, interface.layout) if interface.layout else CrystalProgram(module)
     names = {name for shape in interface.inputs.values() for name in shape if isinstance(name, str)}
     lengths = {name: Dim(name, min=0 if name == "edges" else 1) for name in names}
     dynamic = tuple(
