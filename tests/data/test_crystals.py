@@ -25,6 +25,7 @@ from src.data.crystals import CrystalDataModule, CrystalsDataModule, EMTAlloysDa
 from src.data.graphs import build_arrays
 from src.data.split import group_split
 from src.structures.emt import PURE, emt_alloy, formation_energy
+from tests.conftest import refusal_of
 from tests.fake_crystals import crystals, write_cgcnn_folder
 
 COMMON = {"batch_size": 4, "val_size": 0.25, "test_size": 0.25, "split": "random", "split_seed": 0, "seed": 0}
@@ -48,9 +49,7 @@ def alloys(root: Path, count: int = 40, **changes: Any) -> EMTAlloysDataModule:
 
 
 def refusal(root: Path, **changes: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        crystals_of(root, **changes)
-    return str(caught.value)
+    return refusal_of(crystals_of, root, **changes)
 
 
 def targets_by_name(datamodule: CrystalDataModule) -> dict[str, list[float]]:

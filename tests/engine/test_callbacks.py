@@ -13,6 +13,7 @@ from torch import nn
 
 from src.data.sampler import TrainSampler
 from src.engine.callbacks import WaitClock, gradient_norm
+from tests.conftest import metric_rows
 
 Train = Callable[..., dict[str, float]]
 Folders = Callable[[], list[Path]]
@@ -22,12 +23,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def values(folder: Path, name: str) -> list[float]:
-    return [row[name] for row in rows(folder) if name in row]
+    return [row[name] for row in metric_rows(folder) if name in row]
 
 
 def perf(folder: Path, name: str) -> list[float]:
@@ -94,8 +91,8 @@ def test_the_best_score_so_far_is_a_curve(metric: str, train: Train, run_folders
     scores, best = values(folder, metric), values(folder, f"best/{metric}")
     assert best == [max(scores[: epoch + 1]) for epoch in range(5)]
     assert metric != "val/acc" or best != scores
-    steps = [row["step"] for row in rows(folder) if f"best/{metric}" in row]
-    assert steps == [row["step"] for row in rows(folder) if metric in row]
+    steps = [row["step"] for row in metric_rows(folder) if f"best/{metric}" in row]
+    assert steps == [row["step"] for row in metric_rows(folder) if metric in row]
 
 
 def test_the_wait_for_data_is_a_share_of_the_time(
@@ -114,7 +111,7 @@ def test_the_wait_for_data_is_a_share_of_the_time(
     fast, slow = (perf(folder, "perf/data_wait_share") for folder in run_folders())
     assert len(fast) == 20 and len(slow) == 5
     assert all(0 <= share < 0.7 for share in sorted(fast)[:10]) and all(0.7 < share <= 1 for share in slow)
-    assert {name.partition("/")[0] for folder in run_folders() for row in rows(folder) for name in row} == {
+    assert {name.partition("/")[0] for folder in run_folders() for row in metric_rows(folder) for name in row} == {
         "step", "epoch", "train", "val", "best",
     }  # fmt: skip
 
@@ -145,4 +142,4 @@ def test_lightnings_monitors_are_wired_to_the_logger(train: Train, run_folders: 
     assert all(value > 0 for value in perf(folder, "train|device|samples_per_sec")[1:])
     assert len(perf(folder, "train|device|samples_per_sec")) > 2
     assert perf(folder, "DeviceStatsMonitor.on_train_batch_end/cpu_vm_percent")
-    assert not [name for row in rows(folder) for name in row if "|" in name or "DeviceStats" in name]
+    assert not [name for row in metric_rows(folder) for name in row if "|" in name or "DeviceStats" in name]

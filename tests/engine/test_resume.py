@@ -15,7 +15,7 @@ import torch
 from src.config import ConfigError
 from src.engine.run import _lock, newest_point
 from src.tracking.wandb import history
-from tests.conftest import QUICK, status
+from tests.conftest import QUICK, metric_rows, status
 from tests.fakes import CIFAR, write_cifar, write_dogcat
 from tests.forked import fingerprint, killed_after, run_forked
 
@@ -92,7 +92,7 @@ def test_killed_and_resumed_equals_uninterrupted(case: str, data: None, tmp_path
     overrides = OTHER_DATA.get(case) or [*SMALL, *CASES[case]]
     killed, whole = interrupted_and_whole(overrides, 50, 3, tmp_path)
     assert fingerprint(killed) == fingerprint(whole)
-    rows = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    rows = metric_rows(killed)
     steps = [row["step"] for row in rows if "train/loss_step" in row]
     assert steps == sorted(set(steps)) and steps
     report = status(killed)
