@@ -61,7 +61,8 @@ def build_scheduler(
         mode: ``min`` or ``max``, for plateau schedules.
 
     Raises:
-        ConfigError: The schedule needs an end and the run has none, or is over before the warm-up.
+        ConfigError: The schedule needs an end and the run has none, or is over before the warm-up; or the warm-up does
+            not suit it.
     """
     if not node:
         return None
@@ -77,6 +78,10 @@ def build_scheduler(
         raise ConfigError(
             f"scheduler: {scheduler.__name__} needs to know the run's end and at least one {node['interval']} after the"
             f" warm-up: trainer.max_epochs={max_epochs}, scheduler.warmup_epochs={node['warmup_epochs']}"
+        )
+    if not by_step and warmup != node["warmup_epochs"]:
+        raise ConfigError(
+            f"scheduler.warmup_epochs={node['warmup_epochs']}: with scheduler.interval=epoch these are whole epochs"
         )
     if warmup and issubclass(scheduler, ReduceLROnPlateau):
         raise ConfigError("scheduler.warmup_epochs: a plateau schedule has no warm-up; set it to 0")

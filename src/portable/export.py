@@ -62,7 +62,7 @@ def export(path: Path, kind: str, output: Path | None, inputs: Path | None, layo
     facts = card_of(checkpoint, path)
     interface = interface_of(facts, layout)
     module = restore_module(checkpoint, path)
-    samples = references(checkpoint, facts, interface, module, inputs)
+    samples = references(checkpoint, interface, module, inputs)
     with workshop(output) as folder:
         file = folder / output.name
         with silence():
@@ -89,7 +89,7 @@ def workshop(output: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output.absolute().parent) as name:
             yield Path(name)
     except OSError as error:
-        raise ConfigError(f"output={output}: cannot be written: {error.strerror}") from error
+        raise ConfigError(f"output={output}: cannot be written: {error.strerror or error}") from error
 
 
 def card_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -116,14 +116,14 @@ class Samples(NamedTuple):
 
 
 def references(
-    checkpoint: Mapping[str, Any], facts: Mapping[str, Any], interface: Interface, module: BaseModule, path: Path | None
+    checkpoint: Mapping[str, Any], interface: Interface, module: BaseModule, path: Path | None
 ) -> list[Samples]:
     """Real samples: a batch of two at least, and the first of them alone.
 
     Raises:
         ConfigError: There are none.
     """
-    config = checkpoint["config"]
+    config, facts = checkpoint["config"], checkpoint["hyper_parameters"]["facts"]
     if path is not None:
         datamodule = data_of(config, facts)
         inputs = datamodule.read_inputs(path)

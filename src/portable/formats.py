@@ -13,7 +13,8 @@ import torch
 from torch.export import ExportedProgram
 
 from src.config import ConfigError
-from src.portable.programs import Interface, first_line
+from src.engine.checkpoint import first_line
+from src.portable.programs import Interface
 
 OPSET = 20  # what torch's exporter translates to and onnxruntime has had since 1.17
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from src.config import ConfigError
+from src.engine.checkpoint import first_line
 from src.modules.base import BaseModule
 
 Layout = Literal["chw", "hwc"]
@@ -139,8 +140,3 @@ def trace(
         return torch.export.export(program.eval(), arguments, dynamic_shapes=dynamic)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"{type(module.net).__name__} cannot be exported: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -186,6 +186,12 @@ def test_a_schedule_needs_room() -> None:
         rates("CosineAnnealingLR", warmup_epochs=4)
 
 
+def test_half_an_epoch_of_warm_up_needs_steps() -> None:
+    assert rates("ExponentialLR", gamma=1.0, warmup_epochs=0.5, steps=4)[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    with pytest.raises(ConfigError, match=r"warmup_epochs=0.5: with scheduler.interval=epoch these are whole epochs"):
+        rates("ExponentialLR", gamma=1.0, warmup_epochs=0.5, interval="epoch")
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(1.0, 10), (1, 1), (0.25, 2), (40, 10)])
 def test_limited(limit: float, expected: int) -> None:
     assert limited(10, limit) == expected
