@@ -20,6 +20,11 @@ ROOT = Path(__file__).parents[1]
 QUICK = ["logger=none", "trainer=cpu", "pictures=false"]
 """Overrides for tests of something else than trackers, devices and what a run draws at its end."""
 
+Train = Callable[..., dict[str, float]]
+Folders = Callable[[], list[Path]]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+"""What the fixtures `train`, `run_folders` and `command` are."""
+
 os.environ["OMP_NUM_THREADS"] = "1"  # two test processes on two cores: more threads only get in each other's way
 
 
@@ -34,7 +39,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+def command() -> Command:
     """Runs ``python -m MODULE ARGUMENTS`` in a process of its own, from the repository's root."""
 
     def run(module: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -62,7 +67,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def train() -> Callable[..., dict[str, float]]:
+def train() -> Train:
     """Trains in this process through the door that the command line uses."""
     import torch
 
@@ -73,7 +78,7 @@ def train() -> Callable[..., dict[str, float]]:
 
 
 @pytest.fixture
-def run_folders(tmp_path: Path) -> Callable[[], list[Path]]:
+def run_folders(tmp_path: Path) -> Folders:
     """The run folders of this test, oldest first."""
     return lambda: sorted((tmp_path / "runs").glob("*/*"))
 

@@ -1,8 +1,6 @@
 """Predictions of pictures: what goes in, what stands in the rows, and what one bad file does to the others."""
 
 import os
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,10 @@ from src.evaluate import main as evaluate
 from src.modules.classification import ClassificationModule
 from src.predict import main
 from src.train import main as train
-from tests.conftest import QUICK, read_csv
+from tests.conftest import QUICK, Command, read_csv
 from tests.fakes import write_cifar, write_idx, write_image_folder, write_mnist, write_photo
 from tests.forked import run_ranks
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 SHORT = [*QUICK, "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
 
 

@@ -14,11 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import QUICK, ROOT, metric_rows, status
-
-Train = Callable[..., dict[str, float]]
-Folders = Callable[[], list[Path]]
-Command = Callable[..., subprocess.CompletedProcess[str]]
+from tests.conftest import QUICK, ROOT, Command, Folders, Train, metric_rows, status
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:

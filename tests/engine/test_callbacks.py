@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +13,7 @@ from torch import nn
 
 from src.data.sampler import TrainSampler
 from src.engine.callbacks import WaitClock, gradient_norm
-from tests.conftest import metric_rows
-
-Train = Callable[..., dict[str, float]]
-Folders = Callable[[], list[Path]]
+from tests.conftest import Folders, Train, metric_rows
 
 SMALL = [
     "test=false", "data.val_size=200", "data.test_size=3800", "data.batch_size=50", "trainer.log_every_n_steps=1",

@@ -14,10 +14,8 @@ from src.data.mnist import MNISTSubsetDataModule
 from src.engine.checkpoint import AtomicCheckpointIO, is_committed, read_checkpoint, restore_module
 from src.evaluate import main as evaluate
 from src.tracking.progress import results_table
-from tests.conftest import refusal_of, status
+from tests.conftest import Train, refusal_of, status
 from tests.fakes import Hostile
-
-Train = Callable[..., dict[str, float]]
 
 
 @pytest.fixture

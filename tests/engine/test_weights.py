@@ -18,10 +18,9 @@ from src.engine.weights import warm_start
 from src.evaluate import main as evaluate
 from src.nets.linear import MLP
 from src.nets.resnet import ResNet
-from tests.conftest import refusal_of, status
+from tests.conftest import Train, refusal_of, status
 from tests.fakes import Hostile
 
-Train = Callable[..., dict[str, float]]
 SMALL = ("trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.limit_val_batches=2")
 
 
