@@ -94,8 +94,7 @@ class BaseModule(LightningModule):
         output = self(x)
         loss = self.loss(output, target)
         metrics = self.epoch_metrics(split)
-        metrics.add(output, batch.y, loss, batch.index)
-        if metrics.is_full:
+        if metrics.add(output, batch.y, loss, batch.index):
             self.check_finite(split)
             metrics.flush()
         return loss
@@ -157,12 +156,14 @@ class BaseModule(LightningModule):
         """Looks at the losses that have not been looked at yet.
 
         Raises:
-            NonFiniteLossError: A loss was not finite; the message names the split and the step.
+            NonFiniteLossError: A loss was not finite; the message names the split and, in a run, the step.
         """
         ago = self.epoch_metrics(split).steps_since_non_finite()
         if ago is None:
             return
         batch = self.trainer.fit_loop.total_batch_idx - (ago if split == "train" else 0)
+        if batch < 0:  # an evaluation alone
+            raise NonFiniteLossError(f"the {split} loss is not finite")
         step = batch // self.trainer.accumulate_grad_batches
         raise NonFiniteLossError(
             f"the {split} loss is not finite at step {step} (epoch {self.current_epoch}); "

@@ -85,14 +85,14 @@ class EpochMetrics(nn.Module):
         self.collection.add_metrics(dict(metrics))
         self.pending: list[list[Tensor]] = []
 
-    def add(self, preds: Tensor, target: Tensor, loss: Tensor, index: Tensor) -> None:
-        """Takes the outputs of one step: predictions and targets ``[B, ...]``, the mean loss, positions ``[B]``."""
+    def add(self, preds: Tensor, target: Tensor, loss: Tensor, index: Tensor) -> bool:
+        """Takes the outputs of one step: predictions and targets ``[B, ...]``, the mean loss, positions ``[B]``.
+
+        Returns:
+            Whether it is time to `flush`.
+        """
         if len(target):  # a process can stand without samples in the last batch of an evaluation
             self.pending.append([preds.detach(), target, loss.detach(), index])
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it is time to `flush`."""
         return len(self.pending) >= BLOCK
 
     def sums(self) -> dict[str, Any]:

@@ -70,6 +70,10 @@ def build_scheduler(
     scheduler = resolve_target(node["_target_"], LRScheduler)
     by_step = node["interval"] == "step"
     warmup = round(node["warmup_epochs"] * (steps_per_epoch if by_step else 1))
+    if not by_step and warmup != node["warmup_epochs"]:
+        raise ConfigError(
+            f"scheduler.warmup_epochs={node['warmup_epochs']}: with scheduler.interval=epoch these are whole epochs"
+        )
     length = max_epochs * (steps_per_epoch if by_step else 1) - warmup
     lengths = {"T_max": length, "total_steps": length}
     known = {**lengths, "max_lr": [group["lr"] for group in optimizer.param_groups], "mode": mode}
@@ -78,10 +82,6 @@ def build_scheduler(
         raise ConfigError(
             f"scheduler: {scheduler.__name__} needs to know the run's end and at least one {node['interval']} after the"
             f" warm-up: trainer.max_epochs={max_epochs}, scheduler.warmup_epochs={node['warmup_epochs']}"
-        )
-    if not by_step and warmup != node["warmup_epochs"]:
-        raise ConfigError(
-            f"scheduler.warmup_epochs={node['warmup_epochs']}: with scheduler.interval=epoch these are whole epochs"
         )
     if warmup and issubclass(scheduler, ReduceLROnPlateau):
         raise ConfigError("scheduler.warmup_epochs: a plateau schedule has no warm-up; set it to 0")

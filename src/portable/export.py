@@ -49,11 +49,11 @@ def export(path: Path, kind: str, output: Path | None, inputs: Path | None, layo
         ConfigError: The checkpoint or the samples cannot be used, the format cannot express the net, the results
             differ, or the file cannot be written. In no case anything has been written.
     """
-    write, usual_name = FORMATS[kind]
+    write, suffix, usual_name = FORMATS[kind]
     run = path.parent.parent
     output = output or (run if (run / "status.json").is_file() else Path()) / usual_name
     check_output(output)
-    if output.suffix != (suffix := Path(usual_name).suffix):
+    if output.suffix != suffix:
         raise ConfigError(f"output={output}: the name of format={kind} must end in {suffix}")
     if kind == "aoti":
         require_compiler()

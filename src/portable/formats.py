@@ -94,12 +94,12 @@ def require_compiler() -> None:
 
 
 Writer = Callable[[ExportedProgram, Interface, Mapping[str, str], Path], None]
-FORMATS: dict[str, tuple[Writer, str]] = {
-    "onnx": (write_onnx, "model.onnx"),
-    "pt2": (write_pt2, "model.pt2"),
-    "aoti": (write_aoti, "model-aoti.pt2"),
+FORMATS: dict[str, tuple[Writer, str, str]] = {
+    "onnx": (write_onnx, ".onnx", "model.onnx"),
+    "pt2": (write_pt2, ".pt2", "model.pt2"),
+    "aoti": (write_aoti, ".pt2", "model-aoti.pt2"),
 }
-"""What writes each format, and the file's usual name, with the suffix that its readers want."""
+"""What writes each format, the suffix that its readers want, and the file's usual name."""
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Metrics against torchmetrics fed step by step, parameter groups, schedules against their closed forms."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,11 +9,13 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from src.config import ConfigError
+from src.evaluate import main as evaluate
 from src.modules.base import limited
 from src.modules.classification import ClassificationModule
 from src.modules.metrics import EpochMetrics, NonFiniteLossError
 from src.modules.optimization import build_optimizer, build_scheduler, head_of
 from src.nets.linear import MLP, LinearClassifier
+from tests.conftest import Train
 
 PLAIN = {"decay_bias_and_norm": True, "head_lr": None}
 
@@ -33,8 +34,7 @@ def test_blocks_do_not_change_the_metrics(block: int, monkeypatch: pytest.Monkey
         preds = torch.randn(size, 3, generator=generator)
         target = torch.randint(3, (size,), generator=generator)
         loss = nn.functional.cross_entropy(preds, target)
-        metrics.add(preds, target, loss, torch.arange(size))
-        if metrics.is_full:
+        if metrics.add(preds, target, loss, torch.arange(size)):
             metrics.flush()
         if size:
             reference.update(preds, target)
@@ -65,9 +65,7 @@ def test_a_non_finite_loss_says_how_long_ago() -> None:
         assert metrics.steps_since_non_finite() == ago
 
 
-def test_a_long_evaluation_names_its_split(
-    train: Callable[..., dict[str, float]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_evaluation_names_its_split(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("src.modules.metrics.BLOCK", 2)
     plain = ClassificationModule.loss
 
@@ -78,6 +76,13 @@ def test_a_long_evaluation_names_its_split(
     monkeypatch.setattr(ClassificationModule, "loss", loss)
     with pytest.raises(NonFiniteLossError, match=r"^the val loss is not finite at step 4 \(epoch 0\); "):
         train("trainer.max_epochs=1", "trainer.limit_train_batches=5")
+
+
+def test_an_evaluation_alone_has_no_step(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("trainer.max_epochs=1", "trainer.limit_train_batches=5", "test=false")
+    monkeypatch.setattr(ClassificationModule, "loss", lambda *_: torch.tensor(math.nan))
+    with pytest.raises(NonFiniteLossError, match=r"^the test loss is not finite$"):
+        evaluate(["ckpt=last"])
 
 
 def test_head_is_the_last_layer() -> None:
