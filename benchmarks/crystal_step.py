@@ -31,11 +31,9 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import CGConv, global_mean_pool
 
-from benchmarks._alternate import Alternate
+from benchmarks._alternate import alternate, medians
 from src.config import compose
-from src.engine.plan import Plan, plan_run, prepare_data
-from src.engine.run import claim
-from src.engine.trainer import build_trainer
+from src.engine.plan import Plan, prepare_data
 from src.train import main as train
 
 COMMON = ["experiment=emt_cgcnn", "trainer=cpu", "early_stopping.patience=null"]
@@ -45,7 +43,7 @@ Floats = NDArray[np.float64]
 class HandWritten:
     """The plain loop on the data of a plan, with a net and an optimizer of its own."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, trainer: Trainer) -> None:
         self.splits, self.batch_size = plan.datamodule.splits, plan.cfg["data"]["batch_size"]
         facts = plan.datamodule.facts
         self.mean, self.std = torch.tensor(facts["target_mean"]), torch.tensor(facts["target_std"])
@@ -53,9 +51,8 @@ class HandWritten:
         rate, decay = plan.cfg["optimizer"]["lr"], plan.cfg["optimizer"]["weight_decay"]
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=rate, weight_decay=decay, fused=True)
 
-    def epoch(self) -> float:
-        """Trains and validates one epoch; returns the seconds it took."""
-        began = time.perf_counter()
+    def epoch(self) -> None:
+        """Trains and validates one epoch."""
         self.net.train()
         order = torch.randperm(len(self.splits["train"]))
         for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
@@ -66,7 +63,6 @@ class HandWritten:
         with torch.no_grad():
             for index in torch.arange(len(self.splits["val"])).split(self.batch_size):
                 self.loss("val", index)
-        return time.perf_counter() - began
 
     def loss(self, split: str, index: Tensor) -> Tensor:
         """The L1 loss of one batch."""
@@ -118,19 +114,10 @@ class Epochs(Callback):
 
 def measure(overrides: list[str], epochs: int, stock_batches: int) -> dict[str, float]:
     """Alternates run and loop, then trains the stock net; the first epoch of each warms up and is not counted."""
-    composed = compose([*overrides, f"trainer.max_epochs={epochs + 1}"])
-    plan = plan_run(composed)
-    size = plan.cfg["data"]["batch_size"]
-    crystals = len(plan.datamodule.splits["train"]) // size * size
+    plan, pairs = alternate(overrides, epochs, HandWritten)
+    of_both, size = medians(pairs), plan.cfg["data"]["batch_size"]
+    crystals = plan.datamodule.batches_per_epoch(1) * size
     data, stock = pyg_data(plan), Stock(plan)
-    with claim(composed) as run:
-        trainer = build_trainer(plan, run)
-        alternate = Alternate(HandWritten(plan))
-        trainer.callbacks.insert(0, alternate)
-        trainer.fit(plan.module, datamodule=plan.datamodule)
-    pairs = list(zip(alternate.seconds["run"], alternate.seconds["loop"], strict=False))[1:]
-    for of_run, of_loop in pairs:
-        print(f"  run {of_run:.3f} s   loop {of_loop:.3f} s   ratio {of_run / of_loop:.2f}")
     clock = Epochs()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     Trainer(
@@ -143,10 +130,10 @@ def measure(overrides: list[str], epochs: int, stock_batches: int) -> dict[str, 
     ).fit(stock, DataLoader(data, batch_size=size, shuffle=True, drop_last=True))
     batches = min(stock_batches, len(data) // size)
     of_stock = batches * size / statistics.median(clock.seconds[1:])
-    of_run = crystals / statistics.median(seconds for seconds, _ in pairs)
+    of_run = crystals / of_both["run_s"]
     print(f"  run {of_run:.0f} crystals/s   stock {of_stock:.0f} crystals/s   {of_run / of_stock:.1f} times")
     return {
-        "loop_ratio": statistics.median(of_run / of_loop for of_run, of_loop in pairs),
+        "loop_ratio": of_both["ratio"],
         "stock_speedup": of_run / of_stock,
         "run_crystals_per_s": of_run,
         "stock_crystals_per_s": of_stock,

@@ -13,18 +13,17 @@ import argparse
 import gc
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from lightning.pytorch import Trainer
+from torch import Tensor
 
-from benchmarks._alternate import Alternate
+from benchmarks._alternate import ImageLoop, alternate, medians
 from src.config import compose
 from src.engine.plan import Plan, plan_run
 from src.engine.run import claim
@@ -36,46 +35,12 @@ COMMON.append("optimizer.param_groups.decay_bias_and_norm=true")  # one group of
 IMAGES = {"train": 65_000, "t10k": 1_000}  # 5,000 of the first are for validation
 
 
-class HandWritten:
-    """The plain loop on the data of a plan, with a net and an optimizer of its own."""
+class HandWritten(ImageLoop):
+    """The plain loop on the CPU."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.x = {split: part.x_NCHW for split, part in plan.datamodule.splits.items()}
-        self.y = {split: part.y_N for split, part in plan.datamodule.splits.items()}
+    def __init__(self, plan: Plan, trainer: Trainer | None = None) -> None:
+        super().__init__(plan)
         self.mean, self.std = plan.datamodule.facts["mean"][0], plan.datamodule.facts["std"][0]
-        self.batch_size = plan.cfg["data"]["batch_size"]
-        self.net = type(plan.module.net)(
-            input_shape=[1, 28, 28],
-            num_classes=10,
-            **{k: v for k, v in plan.cfg["model"]["net"].items() if k[0] != "_"},
-        )
-        optimizer = plan.cfg["optimizer"]
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=optimizer["lr"], weight_decay=optimizer["weight_decay"], fused=optimizer["fused"]
-        )
-
-    def epoch(self) -> float:
-        """Trains and validates one epoch; returns the seconds it took."""
-        began = time.perf_counter()
-        self.net.train()
-        order = torch.randperm(len(self.y["train"]))
-        total = torch.zeros(())
-        for start in range(0, len(order) - self.batch_size + 1, self.batch_size):
-            x, y = self.batch("train", order[start : start + self.batch_size])
-            self.optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(self.net(x), y)
-            loss.backward()
-            self.optimizer.step()
-            total += loss.detach()
-        self.net.eval()
-        correct = 0
-        with torch.no_grad():
-            for index in torch.arange(len(self.y["val"])).split(self.batch_size):
-                x, y = self.batch("val", index)
-                output = self.net(x)
-                total += nn.functional.cross_entropy(output, y)
-                correct += int((output.argmax(1) == y).sum())
-        return time.perf_counter() - began
 
     def batch(self, split: str, index: Tensor) -> tuple[Tensor, Tensor]:
         """Gathers and normalises one batch."""
@@ -83,22 +48,9 @@ class HandWritten:
 
 
 def measure(overrides: list[str], epochs: int) -> dict[str, float]:
-    """Alternates `epochs` epochs of both; the first of each warms up and is not counted."""
-    composed = compose([*overrides, f"trainer.max_epochs={epochs + 1}"])
-    plan = plan_run(composed)
-    with claim(composed) as run:
-        trainer = build_trainer(plan, run)
-        alternate = Alternate(HandWritten(plan))
-        trainer.callbacks.insert(0, alternate)
-        trainer.fit(plan.module, datamodule=plan.datamodule)
-    pairs = list(zip(alternate.seconds["run"], alternate.seconds["loop"], strict=False))[1:]
-    for of_run, of_loop in pairs:
-        print(f"  run {of_run:.3f} s   loop {of_loop:.3f} s   ratio {of_run / of_loop:.2f}")
-    return {
-        "ratio": statistics.median(of_run / of_loop for of_run, of_loop in pairs),
-        "run_s": statistics.median(of_run for of_run, _ in pairs),
-        "loop_s": statistics.median(of_loop for _, of_loop in pairs),
-    }
+    """Returns the ratio and the seconds."""
+    _, pairs = alternate(overrides, epochs, HandWritten)
+    return medians(pairs)
 
 
 def alone(which: str, overrides: list[str]) -> None:

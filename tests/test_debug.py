@@ -10,10 +10,7 @@ import torch
 from src.config import ConfigError
 from src.data.sampler import TrainSampler
 from src.engine.tuning import FindBatchSize
-from tests.conftest import status
-
-Train = Callable[..., dict[str, float]]
-Folders = Callable[[], list[Path]]
+from tests.conftest import Folders, Train, status
 
 
 def test_fast_runs_one_batch_of_every_stage(train: Train, run_folders: Folders) -> None:

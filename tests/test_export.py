@@ -24,7 +24,7 @@ from src.config import ConfigError
 from src.engine.checkpoint import AtomicCheckpointIO
 from src.export import main
 from src.portable.programs import Head
-from tests.conftest import QUICK, ROOT
+from tests.conftest import QUICK, ROOT, metric_rows
 from tests.cpp import NEEDED, lacking, values
 from tests.fakes import write_image_folder
 
@@ -266,7 +266,7 @@ def test_sigterm_leaves_nothing(trained: Callable[[str], Path], tmp_path: Path) 
 
 def test_the_score_is_that_of_the_checkpoint(trained: Callable[[str], Path]) -> None:
     run = trained("linear")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = metric_rows(run)
     scores = [row["val/acc"] for row in rows if "val/acc" in row]
     for name, score in (("best", max(scores)), ("last", scores[-1])):
         assert load(run / f"checkpoints/{name}.ckpt").card["score"] == pytest.approx(score)

@@ -1,6 +1,5 @@
 """Predictions of our checkpoints and of the CGCNN code's, against the network of the latter written out densely."""
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from src.config import ConfigError
 from src.evaluate import main as evaluate
 from src.nets.cgcnn import CGCNN
 from src.predict import main
-from tests.conftest import status
+from tests.conftest import read_csv, status
 from tests.fake_crystals import crystals, write_cgcnn_folder
 
 WIDTH = 5
@@ -121,11 +120,6 @@ def dense(content: dict[str, Any], atoms: Atoms) -> Tensor:
     return affine("fc_out", h)
 
 
-def read(path: Path) -> list[list[str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))
-
-
 def save(content: dict[str, Any], path: Path, zipped: bool = True) -> Path:
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     return path
@@ -144,7 +138,7 @@ def test_published_regression(
     content = published(**sizes)
     path, output = save(content, tmp_path / "energy.pth.tar", zipped), tmp_path / "out.csv"
     assert main([f"ckpt={path}", f"inputs={inputs}", f"output={output}"]) == output
-    header, *rows = read(output)
+    header, *rows = read_csv(output)
     mean, std = float(content["normalizer"]["mean"]), float(content["normalizer"]["std"])
     expected = {name: float(dense(content, atoms)) * std + mean for name, atoms in CRYSTALS.items()}
     assert header == ["id", "prediction", "problem"]
@@ -157,7 +151,7 @@ def test_published_classification(inputs: Path, tmp_path: Path) -> None:
     content = published("classification", n_h=2)
     output = tmp_path / "out.csv"
     main([f"ckpt={save(content, tmp_path / 'metal.pth.tar')}", f"inputs={inputs}", f"output={output}"])
-    header, *rows = read(output)
+    header, *rows = read_csv(output)
     assert header == ["id", "class", "p(0)", "p(1)", "problem"]
     for name, label, *probabilities, problem in rows:
         expected = dense(content, CRYSTALS[name]).softmax(0)
@@ -170,14 +164,14 @@ def test_crystals_that_cannot_be_used_have_a_row(
 ) -> None:
     path, output = save(published(), tmp_path / "energy.pth.tar"), tmp_path / "out.csv"
     arguments = [f"ckpt={path}", f"inputs={inputs}", f"output={output}"]
-    good = read(main(arguments))
+    good = read_csv(main(arguments))
     lines = (inputs / "copper.cif").read_text(encoding="utf-8").splitlines(keepends=True)
     (inputs / "a.cif").write_text("".join(line for line in lines if "_cell_" not in line), encoding="utf-8")
     (inputs / "zinc.cif").write_bytes(b"")
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 1
-    rows = read(output)
+    rows = read_csv(output)
     assert rows[:1] + rows[2:-1] == good
     assert rows[1][:3] == ["a", "", "a.cif: it has no cell"]
     assert rows[-1] == ["zinc", "", "zinc.cif: it is no CIF: no line begins with data_"]
@@ -186,14 +180,14 @@ def test_crystals_that_cannot_be_used_have_a_row(
     )
     for name in CRYSTALS:
         (inputs / f"{name}.cif").unlink()
-    assert read(main([*arguments, "on_bad=skip"])) == [rows[0], rows[1], rows[-1]]
+    assert read_csv(main([*arguments, "on_bad=skip"])) == [rows[0], rows[1], rows[-1]]
     assert capsys.readouterr().out == f"written: {output} (0 predictions, 2 of 2 inputs cannot be used)\n"
 
 
 def test_crystals_by_pattern(inputs: Path, tmp_path: Path) -> None:
     path, output = save(published(), tmp_path / "energy.pth.tar"), tmp_path / "out.csv"
-    every = read(main([f"ckpt={path}", f"inputs={inputs}", f"output={output}"]))
-    (row,) = read(main([f"ckpt={path}", f"inputs={inputs}/cop*.cif", f"output={output}"]))[1:]
+    every = read_csv(main([f"ckpt={path}", f"inputs={inputs}", f"output={output}"]))
+    (row,) = read_csv(main([f"ckpt={path}", f"inputs={inputs}/cop*.cif", f"output={output}"]))[1:]
     (expected,) = [row for row in every if row[0] == "copper"]
     assert row[0] == "copper" and float(row[1]) == pytest.approx(float(expected[1]), rel=1e-5)
     with pytest.raises(ConfigError, match="no such file or folder"):
@@ -240,8 +234,8 @@ def test_our_checkpoint(
     train("experiment=emt_cgcnn", f"data.root={tmp_path / 'sets'}", *sizes)
     (folder,) = run_folders()
     assert evaluate(["ckpt=last"]) == pytest.approx(status(folder)["metrics"], abs=1e-6)
-    header, *rows = read(main(["ckpt=last", f"inputs={inputs / 'copper.cif'}"]))
-    assert read(folder / "predictions.csv") == [header, *rows]
+    header, *rows = read_csv(main(["ckpt=last", f"inputs={inputs / 'copper.cif'}"]))
+    assert read_csv(folder / "predictions.csv") == [header, *rows]
     assert header == ["id", "formation_energy (eV/atom)", "problem"]
     model = load(folder)
     assert model(model.prepare(inputs / "copper.cif")).item() == pytest.approx(float(rows[0][1]))
@@ -249,7 +243,7 @@ def test_our_checkpoint(
     moved = tmp_path / "moved.ckpt"  # the file alone is enough: neither run folder nor data set
     moved.write_bytes((folder / "checkpoints" / "best.ckpt").read_bytes())
     arguments = [f"ckpt={moved}", f"inputs={inputs}", f"output={tmp_path / 'out.csv'}"]
-    again, in_ones = read(main(arguments)), read(main([*arguments, "data.batch_size=1"]))
+    again, in_ones = read_csv(main(arguments)), read_csv(main([*arguments, "data.batch_size=1"]))
     assert [row[0] for row in again] == [row[0] for row in in_ones] == ["id", "copper", "salt", "sparse"]
     assert float(again[1][1]) == pytest.approx(float(rows[0][1]))
     assert [float(row[1]) for row in in_ones[1:]] == pytest.approx([float(row[1]) for row in again[1:]], abs=1e-6)

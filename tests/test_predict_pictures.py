@@ -1,9 +1,6 @@
 """Predictions of pictures: what goes in, what stands in the rows, and what one bad file does to the others."""
 
-import csv
 import os
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +18,10 @@ from src.evaluate import main as evaluate
 from src.modules.classification import ClassificationModule
 from src.predict import main
 from src.train import main as train
-from tests.conftest import QUICK
+from tests.conftest import QUICK, Command, read_csv
 from tests.fakes import write_cifar, write_idx, write_image_folder, write_mnist, write_photo
 from tests.forked import run_ranks
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 SHORT = [*QUICK, "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
 
 
@@ -53,13 +49,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(folder, "data=image_folder", f"data.root={root}", *sizes, "model=resnet20")
 
 
-def read(path: Path) -> list[list[str]]:
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return list(csv.reader(file))
-
-
 def predict(run: Path, inputs: object, *arguments: str) -> list[list[str]]:
-    return read(main([f"ckpt={run}", f"inputs={inputs}", f"output={run / 'out.csv'}", *arguments]))
+    return read_csv(main([f"ckpt={run}", f"inputs={inputs}", f"output={run / 'out.csv'}", *arguments]))
 
 
 def outputs_of_evaluation(run: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Tensor:
@@ -201,7 +192,7 @@ def test_a_bad_file_costs_its_own_row_only(photos: Path, tmp_path: Path, command
     assert done.returncode == 1
     assert done.stdout == f"written: {tmp_path / 'out.csv'} (5 predictions, 6 of 11 inputs cannot be used)\n"
     assert done.stderr == f"error: inputs that cannot be used: 6; the last column of {tmp_path / 'out.csv'} says why\n"
-    header, *rows = read(tmp_path / "out.csv")
+    header, *rows = read_csv(tmp_path / "out.csv")
     assert header == before[0] and [row[0] for row in rows] == sorted([*names, *bad])
     for row in rows:
         if row[0] in bad:
@@ -275,7 +266,7 @@ def test_processes_write_the_rows_of_one(world_size: int, digits: Path, tmp_path
     prints = [(tmp_path / f"rank-{rank}").read_text() for rank in range(world_size)]
     assert codes == [1] + [0] * (world_size - 1), prints
     assert "13 predictions, 6 of 19 inputs cannot be used" in prints[0] and "written" not in "".join(prints[1:])
-    rows = read(tmp_path / "out.csv")
+    rows = read_csv(tmp_path / "out.csv")
     assert [[*row[:2], row[-1]] for row in rows] == [[*row[:2], row[-1]] for row in alone]
     for row, other in zip(rows[1:], alone[1:], strict=True):
         assert numbers(row) == pytest.approx(numbers(other), abs=1e-6)

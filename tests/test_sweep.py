@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ import yaml
 
 from src.config import compose
 from src.config.cli import parse_command_line
-from tests.conftest import QUICK, ROOT, status
+from tests.conftest import QUICK, ROOT, Command, status
 from tests.forked import fingerprint
-
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
 SMALL = [*QUICK, "data.val_size=200", "data.test_size=3800", "test=false"]
 

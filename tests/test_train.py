@@ -14,11 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import QUICK, ROOT, status
-
-Train = Callable[..., dict[str, float]]
-Folders = Callable[[], list[Path]]
-Command = Callable[..., subprocess.CompletedProcess[str]]
+from tests.conftest import QUICK, ROOT, Command, Folders, Train, metric_rows, status
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -99,7 +95,7 @@ def test_every_step_is_in_the_rows_once(train: Train, run_folders: Folders) -> N
 def test_learning_rate_rows_follow_the_schedule(train: Train, run_folders: Folders) -> None:
     train("trainer.max_epochs=2", "trainer.log_every_n_steps=1", "scheduler=cosine", "optimizer.lr=0.01")
     (folder,) = run_folders()
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = metric_rows(folder)
     rates = [row["train/lr"] for row in rows if "train/lr" in row]
     assert len(rates) == 108
     assert rates[0] == pytest.approx(0.01 / 55)
@@ -165,7 +161,7 @@ def test_a_signal_ends_the_run_in_order(signum: int, code: int, run_folders: Fol
     saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     progress = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
     assert progress["ready"] == progress["completed"] == saved["global_step"]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = metric_rows(folder)
     assert rows[-1]["step"] < saved["global_step"] <= rows[-1]["step"] + 50  # every logged step is in the checkpoint
 
 

@@ -131,7 +131,7 @@ def read_plain(path: Path) -> Any:
             f"{path}: refused: it holds more than tensors and plain values; reading it could run code{_culprit(error)}"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise ConfigError(f"{path}: damaged, or not a checkpoint ({_first(error)})") from error
+        raise ConfigError(f"{path}: damaged, or not a checkpoint ({first_line(error)})") from error
 
 
 def _culprit(error: BaseException) -> str:
@@ -140,8 +140,9 @@ def _culprit(error: BaseException) -> str:
     return f" ({found[1] or found[2]})" if found else ""
 
 
-def _first(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def restore_module(checkpoint: Mapping[str, Any], path: Path) -> BaseModule:

@@ -24,7 +24,7 @@ from src.data.base import DataModule
 from src.engine.checkpoint import build_module, points
 from src.engine.sharding import with_strategy
 from src.engine.weights import warm_start
-from src.modules.base import BaseModule, limited, monitors
+from src.modules.base import BaseModule, limited
 from src.tracking.mode import check_tracker
 
 PREFLIGHT_SAMPLES = 8
@@ -146,7 +146,7 @@ def check_monitor(cfg: Mapping[str, Any]) -> None:
     """
     metric, trainer = cfg["monitor"]["metric"], cfg["trainer"]
     module = resolve_target(cfg["model"]["_target_"], BaseModule)
-    known = monitors(module)
+    known = [f"{split}/{name}" for split in ("train", "val") for name in module.metric_names]
     if metric not in known:
         raise ConfigError(f"monitor.metric={metric}: no metric of that name{hint(metric, known, 'there are')}")
     if metric.startswith("val/") and trainer.get("limit_val_batches", 1) == 0:
@@ -232,15 +232,13 @@ def check_optimization(module: BaseModule, datamodule: DataModule, trainer: Trai
     Raises:
         ConfigError: In their own words.
     """
-    batches = limited(datamodule.batches_per_epoch(trainer.world_size), trainer.limit_train_batches)
-    steps = math.ceil(batches / trainer.accumulate_grad_batches)
     fused = module.hparams["optimizer"].get("fused")
     if fused and trainer.gradient_clip_val is not None and trainer.precision.endswith("-mixed"):
         raise ConfigError(
             f"trainer.gradient_clip_val with trainer.precision={trainer.precision} needs optimizer.fused=false"
         )
     try:
-        module.build_optimization(trainer.max_epochs or -1, steps)
+        module.build_optimization(trainer, datamodule.batches_per_epoch(trainer.world_size))
     except ConfigError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:

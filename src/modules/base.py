@@ -2,23 +2,22 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import MetricCollection
+from torchmetrics import Metric
 
 from src.config import build, resolve_target
 from src.modules.metrics import EpochMetrics, NonFiniteLossError
 from src.modules.optimization import build_optimizer, build_scheduler
 
 SPLITS = ("train", "val", "test")
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Batch(Protocol):
@@ -29,12 +28,6 @@ class Batch(Protocol):
     index: Tensor
 
     def __len__(self) -> int: ...
-
-
-def with_signature(function: F) -> F:
-    """Stores a function's signature on it (PEP 362): Lightning works it out anew in every step."""
-    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-    return function
 
 
 class BaseModule(LightningModule):
@@ -67,7 +60,7 @@ class BaseModule(LightningModule):
         self.save_hyperparameters()
         accepted = inspect.signature(resolve_target(net["_target_"], nn.Module)).parameters
         self.net = build(net, nn.Module, **{name: value for name, value in facts.items() if name in accepted})
-        self.metrics = nn.ModuleDict({f"{split}_metrics": EpochMetrics(self.build_metrics()) for split in SPLITS})
+        self.metrics = nn.ModuleDict({f"{split}_metrics": EpochMetrics(self.build_metrics(split)) for split in SPLITS})
         self.tables: dict[str, dict[str, Tensor]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -78,7 +71,7 @@ class BaseModule(LightningModule):
         else:
             super().__setattr__(name, value)
 
-    def build_metrics(self) -> MetricCollection:
+    def build_metrics(self, split: str) -> dict[str, Metric]:
         """The task's metrics besides the loss. What is not a scalar is kept in ``tables`` instead of being logged."""
         raise NotImplementedError
 
@@ -100,12 +93,17 @@ class BaseModule(LightningModule):
         x, target = self.mix(batch.x, batch.y) if split == "train" else (batch.x, batch.y)
         output = self(x)
         loss = self.loss(output, target)
-        self.epoch_metrics(split).add(output, batch.y, loss, batch.index if split == "test" else None)
+        metrics = self.epoch_metrics(split)
+        if metrics.add(output, batch.y, loss, batch.index):
+            self.check_finite(split)
+            metrics.flush()
         return loss
 
-    @with_signature
     def training_step(self, batch: Batch) -> Tensor:  # noqa: D102
         return self.step(batch, "train")
+
+    # Lightning would work it out anew in every step (PEP 362).
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: Batch) -> None:  # noqa: D102
         self.step(batch, "val")
@@ -158,21 +156,26 @@ class BaseModule(LightningModule):
         """Looks at the losses that have not been looked at yet.
 
         Raises:
-            NonFiniteLossError: A loss was not finite; the message names the split and the step.
+            NonFiniteLossError: A loss was not finite; the message names the split and, in a run, the step.
         """
-        try:
-            self.epoch_metrics(split).check_finite()
-        except NonFiniteLossError as error:
-            (ago,) = error.args
-            batch = self.trainer.fit_loop.total_batch_idx - (ago if split == "train" else 0)
-            step = batch // self.trainer.accumulate_grad_batches
-            raise NonFiniteLossError(
-                f"the {split} loss is not finite at step {step} (epoch {self.current_epoch}); "
-                "a smaller optimizer.lr or trainer.gradient_clip_val=1.0 is the usual remedy"
-            ) from None
+        ago = self.epoch_metrics(split).steps_since_non_finite()
+        if ago is None:
+            return
+        batch = self.trainer.fit_loop.total_batch_idx - (ago if split == "train" else 0)
+        if batch < 0:  # an evaluation alone
+            raise NonFiniteLossError(f"the {split} loss is not finite")
+        step = batch // self.trainer.accumulate_grad_batches
+        raise NonFiniteLossError(
+            f"the {split} loss is not finite at step {step} (epoch {self.current_epoch}); "
+            "a smaller optimizer.lr or trainer.gradient_clip_val=1.0 is the usual remedy"
+        )
 
-    def build_optimization(self, max_epochs: int, steps_per_epoch: int) -> tuple[Optimizer, LRScheduler | None]:
-        """The optimizer and the schedule of a run of this length.
+    def build_optimization(self, trainer: Trainer, batches: int) -> tuple[Optimizer, LRScheduler | None]:
+        """The optimizer and the schedule of a run.
+
+        Args:
+            trainer: Says how long the run is.
+            batches: Of the training part.
 
         Raises:
             ConfigError: The schedule does not fit the run.
@@ -181,8 +184,8 @@ class BaseModule(LightningModule):
         scheduler = build_scheduler(
             self.hparams["scheduler"],
             optimizer,
-            max_epochs=max_epochs,
-            steps_per_epoch=steps_per_epoch,
+            max_epochs=trainer.max_epochs or -1,
+            steps_per_epoch=math.ceil(limited(batches, trainer.limit_train_batches) / trainer.accumulate_grad_batches),
             mode=self.hparams["monitor"]["mode"],
         )
         return optimizer, scheduler
@@ -202,8 +205,7 @@ class BaseModule(LightningModule):
         trainer = self.trainer
         # Not trainer.estimated_stepping_batches: it sets the loaders up before a resumed position has been restored.
         batches = trainer.datamodule.batches_per_epoch(trainer.world_size)  # type: ignore[attr-defined]
-        steps = math.ceil(limited(batches, trainer.limit_train_batches) / trainer.accumulate_grad_batches)
-        optimizer, scheduler = self.build_optimization(trainer.max_epochs or -1, steps)
+        optimizer, scheduler = self.build_optimization(trainer, batches)
         if scheduler is None:
             return optimizer
         metric = self.hparams["monitor"]["metric"]
@@ -228,13 +230,6 @@ def blocks(net: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def limited(batches: int, limit: int | float | None) -> int:
+def limited(batches: int, limit: int | float) -> int:
     """How many batches remain under Lightning's ``limit_..._batches``: a count, or a share if it is a float."""
-    if limit is None:
-        return batches
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-
-
-def monitors(module: type[BaseModule], stages: Iterable[str] = ("train", "val")) -> list[str]:
-    """The metrics that a run can monitor while it trains."""
-    return [f"{split}/{name}" for split in stages for name in module.metric_names]

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 from torchmetrics.functional.classification import binary_calibration_error
 from torchvision.transforms import v2  # type: ignore[import-untyped]
@@ -30,11 +30,9 @@ class ClassificationModule(BaseModule):
         mixup: Alpha of MixUp (Zhang et al. 2018); 0: off.
         cutmix: Alpha of CutMix (Yun et al. 2019); 0: off. With both, one is drawn for each batch.
         channels_last: Whether images and filters are laid out with their channels last, which convolutions like.
-
-    Args:
         class_weights: Weight of each class in the loss of training; losses of an evaluation are not weighted, so that
             they can be compared. "auto": inverse to the class's share of the training samples, 1 where all are equal.
-        base: The arguments of `BaseModule`.
+        **base: See `BaseModule`.
     """
 
     metric_names = ("loss", "acc", "f1")
@@ -50,29 +48,29 @@ class ClassificationModule(BaseModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        facts = self.hparams["facts"]
         self.label_smoothing, self.channels_last = label_smoothing, channels_last
-        self.mixing = build_mixing(mixup, cutmix, self.hparams["facts"]["num_classes"])
-        scores = ScoreHistogram(self.hparams["facts"]["num_classes"])
-        self.epoch_metrics("test").collection.add_metrics({"samples": Predictions(columns=5), "scores": scores})
+        self.mixing = build_mixing(mixup, cutmix, facts["num_classes"])
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
-        weights = balancing_weights(self.hparams["facts"]) if class_weights == "auto" else class_weights
-        if weights is not None and len(weights) != (classes := self.hparams["facts"]["num_classes"]):
-            raise ConfigError(f"model.class_weights: {len(weights)} weights for {classes} classes")
+        weights = balancing_weights(facts) if class_weights == "auto" else class_weights
+        if weights is not None and len(weights) != facts["num_classes"]:
+            raise ConfigError(f"model.class_weights: {len(weights)} weights for {facts['num_classes']} classes")
         self.class_weights: Tensor | None
         self.register_buffer(
             "class_weights", None if weights is None else torch.tensor(weights, dtype=torch.float), persistent=False
         )
 
-    def build_metrics(self) -> MetricCollection:  # noqa: D102
-        options: dict[str, Any] = {"num_classes": self.hparams["facts"]["num_classes"], "validate_args": False}
-        return MetricCollection(
-            {
-                "acc": MulticlassAccuracy(average="micro", **options),
-                "f1": MulticlassF1Score(average="macro", **options),
-                "confusion": MulticlassConfusionMatrix(**options),
-            }
-        )
+    def build_metrics(self, split: str) -> dict[str, Metric]:  # noqa: D102
+        classes = self.hparams["facts"]["num_classes"]
+        metrics: dict[str, Metric] = {
+            "acc": MulticlassAccuracy(classes, average="micro", validate_args=False),
+            "f1": MulticlassF1Score(classes, average="macro", validate_args=False),
+            "confusion": MulticlassConfusionMatrix(classes, validate_args=False),
+        }
+        if split == "test":
+            metrics |= {"samples": Predictions(columns=5), "scores": ScoreHistogram(classes)}
+        return metrics
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits ``[B, K]``."""
@@ -155,6 +153,13 @@ def build_mixing(mixup: float, cutmix: float, num_classes: int) -> nn.Module | N
 
 
 def balancing_weights(facts: Mapping[str, Any]) -> list[float]:
-    """Returns N / (K n_c) for each of K classes, of which n_c of N training samples are."""
+    """Returns N / (K n_c) for each of K classes, of which n_c of N training samples are.
+
+    Raises:
+        ConfigError: There is a class without any.
+    """
     counts = facts["class_counts"]["train"]
+    if 0 in counts:
+        name = facts["class_names"][counts.index(0)]
+        raise ConfigError(f"model.class_weights=auto: no training sample is of class {name}; give a list of weights")
     return [sum(counts) / (len(counts) * count) for count in counts]

@@ -9,6 +9,8 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.utilities import dim_zero_cat
 
 CALIBRATION_BINS = 15
+BLOCK = 256
+"""Steps between two updates of the metrics."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -67,98 +69,84 @@ class SampleTable(Metric):
 
 
 class EpochMetrics(nn.Module):
-    """A torchmetrics collection that is fed step by step, updated in blocks and reduced once an epoch.
+    """Metrics of torchmetrics that are fed step by step, updated in blocks and reduced once an epoch.
 
     An update costs a small network as much as its forward pass, so the steps' outputs are kept on the device and
-    handed over together. The mean loss belongs to every collection.
+    handed over together. The mean loss and the number of samples ("count") belong to every collection.
 
     Args:
-        collection: Metrics that take ``preds`` and ``target``, and ``index`` where they want to know which samples.
-        block: Updates after this many steps.
+        metrics: By name. Each is given what it names among ``preds``, ``target`` and ``index``, the samples' positions.
     """
 
-    def __init__(self, collection: MetricCollection, block: int = 256) -> None:
+    def __init__(self, metrics: Mapping[str, Metric]) -> None:
         super().__init__()
-        self.collection = collection.clone()
-        self.loss = MeanMetric(nan_strategy="error")  # "disable" also ignores the weights
-        self.count = SampleCount()
-        self.block = block
-        self.pending: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.indices: list[Tensor] = []
+        loss = MeanMetric(nan_strategy="error")  # "disable" also ignores the weights
+        self.collection = MetricCollection({"loss": loss, "count": SampleCount()})
+        self.collection.add_metrics(dict(metrics))
+        self.pending: list[list[Tensor]] = []
 
-    def add(self, preds: Tensor, target: Tensor, loss: Tensor, index: Tensor | None = None) -> None:
-        """Takes the outputs of one step: predictions and targets ``[B, ...]``, the mean loss, positions ``[B]``."""
+    def add(self, preds: Tensor, target: Tensor, loss: Tensor, index: Tensor) -> bool:
+        """Takes the outputs of one step: predictions and targets ``[B, ...]``, the mean loss, positions ``[B]``.
+
+        Returns:
+            Whether it is time to `flush`.
+        """
         if len(target):  # a process can stand without samples in the last batch of an evaluation
-            self.pending.append((preds.detach(), target, loss.detach()))
-            if index is not None:
-                self.indices.append(index)
-            if len(self.pending) >= self.block:
-                self.flush()
+            self.pending.append([preds.detach(), target, loss.detach(), index])
+        return len(self.pending) >= BLOCK
 
     def sums(self) -> dict[str, Any]:
         """All that has come in since the last `compute`, as plain values and CPU tensors."""
-        metrics = {"loss": self.loss, "count": self.count, **dict(self.collection.items())}
         return {
             "states": {
-                name: {key: _on_cpu(state) for key, state in metric.metric_state.items()}
-                for name, metric in metrics.items()
+                name: {key: _moved(state, "cpu") for key, state in metric.metric_state.items()}
+                for name, metric in self.collection.items()
                 if metric.update_called
             },
-            "pending": [[_on_cpu(tensor) for tensor in step] for step in self.pending],
+            "pending": [_moved(step, "cpu") for step in self.pending],
         }
 
     def merge(self, sums: Mapping[str, Any]) -> None:
         """Adds what `sums` returned, before the first step: the metrics come out as if nothing had lain between."""
-        metrics = {"loss": self.loss, "count": self.count, **dict(self.collection.items())}
+        metrics = dict(self.collection.items())
+        device = metrics["loss"].device
         for name, states in sums["states"].items():
-            metrics[name].merge_state({key: _moved(state, metrics[name].device) for key, state in states.items()})
-        for preds, target, loss in sums["pending"]:
-            self.pending.append(tuple(tensor.to(self.loss.device) for tensor in (preds, target, loss)))
+            metrics[name].merge_state({key: _moved(state, device) for key, state in states.items()})
+        self.pending += [_moved(step, device) for step in sums["pending"]]
 
-    def check_finite(self) -> None:
-        """Looks at the pending losses.
-
-        Raises:
-            NonFiniteLossError: One is not finite. The error's argument is how many steps ago that was.
-        """
-        if self.pending:
-            finite = torch.isfinite(torch.stack([loss for _, _, loss in self.pending]))
-            if not finite.all():
-                raise NonFiniteLossError(len(finite) - 1 - int(finite.long().argmin()))
+    def steps_since_non_finite(self) -> int | None:
+        """How many steps ago a pending loss was not finite; None if all are."""
+        if not self.pending:
+            return None
+        finite = torch.isfinite(torch.stack([loss for _, _, loss, _ in self.pending]))
+        return None if finite.all() else len(finite) - 1 - int(finite.long().argmin())
 
     def flush(self) -> None:
-        """Updates the collection with what is pending.
-
-        Raises:
-            NonFiniteLossError: See `check_finite`.
-        """
+        """Updates the metrics with what is pending, losses that are finite."""
         if not self.pending:
             return
-        self.check_finite()
-        preds, target, losses = zip(*self.pending, strict=True)
+        preds, target, losses, index = zip(*self.pending, strict=True)
         self.pending.clear()
-        sizes = torch.tensor([len(values) for values in target], device=losses[0].device)
-        weights = sizes
         if target[0].is_floating_point():  # a missing value is NaN and has no part in its batch's mean
             weights = torch.stack([(~values.isnan()).sum() for values in target])
-        self.loss.update(torch.stack(losses), weights)
-        self.count.update(sum(map(len, target)))
-        index = {"index": torch.cat(self.indices)} if self.indices else {}
-        self.indices.clear()
-        self.collection.update(torch.cat(preds), torch.cat(target), **index)
+        else:
+            weights = torch.tensor([len(values) for values in target], device=losses[0].device)
+        self.collection.update(
+            preds=torch.cat(preds),
+            target=torch.cat(target),
+            index=torch.cat(index),
+            value=torch.stack(losses),
+            weight=weights,
+            count=sum(map(len, target)),
+        )
 
     def compute(self) -> dict[str, Tensor]:
         """The metrics and the number of samples ("count") over all processes; clears them for the next epoch."""
         self.flush()
-        values = {"loss": self.loss.compute(), "count": self.count.compute(), **self.collection.compute()}
-        for metric in (self.loss, self.count, self.collection):
-            metric.reset()
+        values = self.collection.compute()
+        self.collection.reset()
         return values
 
 
-def _on_cpu(state: Any) -> Any:
-    return _moved(state, torch.device("cpu"))
-
-
-def _moved(state: Any, device: torch.device) -> Any:
+def _moved(state: Any, device: torch.device | str) -> Any:
     return [part.to(device) for part in state] if isinstance(state, list) else state.detach().to(device)

@@ -42,8 +42,7 @@ def parameter_groups(net: nn.Module, node: Node) -> list[dict[str, Any]]:
 def build_optimizer(net: nn.Module, node: Node) -> Optimizer:
     """Builds the optimizer over the parameter groups."""
     arguments = {key: value for key, value in node.items() if key != "param_groups"}
-    optimizer: Optimizer = build(arguments, Optimizer, params=parameter_groups(net, node))
-    return optimizer
+    return build(arguments, Optimizer, params=parameter_groups(net, node))
 
 
 def build_scheduler(
@@ -62,7 +61,8 @@ def build_scheduler(
         mode: ``min`` or ``max``, for plateau schedules.
 
     Raises:
-        ConfigError: The schedule needs an end and the run has none, or is over before the warm-up.
+        ConfigError: The schedule needs an end and the run has none, or is over before the warm-up; or the warm-up does
+            not suit it.
     """
     if not node:
         return None
@@ -70,6 +70,10 @@ def build_scheduler(
     scheduler = resolve_target(node["_target_"], LRScheduler)
     by_step = node["interval"] == "step"
     warmup = round(node["warmup_epochs"] * (steps_per_epoch if by_step else 1))
+    if not by_step and warmup != node["warmup_epochs"]:
+        raise ConfigError(
+            f"scheduler.warmup_epochs={node['warmup_epochs']}: with scheduler.interval=epoch these are whole epochs"
+        )
     length = max_epochs * (steps_per_epoch if by_step else 1) - warmup
     lengths = {"T_max": length, "total_steps": length}
     known = {**lengths, "max_lr": [group["lr"] for group in optimizer.param_groups], "mode": mode}

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from src.modules.base import BaseModule
 from src.modules.metrics import SampleTable
@@ -39,12 +39,11 @@ class RegressionModule(BaseModule):
         super().__init__(**base)
         for name in ("target_mean", "target_std"):
             self.register_buffer(name, torch.tensor(self.hparams["facts"][name], dtype=torch.float32))
-        self.epoch_metrics("test").collection.add_metrics({"samples": Pairs(2 * len(self.target_mean))})
 
-    def build_metrics(self) -> MetricCollection:  # noqa: D102
-        facts = self.hparams["facts"]
-        errors = RegressionErrors(facts["target_names"], facts["target_mean"], facts["target_std"])
-        return MetricCollection({"errors": errors})
+    def build_metrics(self, split: str) -> dict[str, Metric]:  # noqa: D102
+        names, mean, std = (self.hparams["facts"][key] for key in ("target_names", "target_mean", "target_std"))
+        errors: dict[str, Metric] = {"errors": RegressionErrors(names, mean, std)}
+        return errors | {"samples": Pairs(columns=2 * len(names))} if split == "test" else errors
 
     def forward(self, x: Any) -> Tensor:
         """Returns the prediction ``[B, T]`` in the targets' units, in at least single precision."""
@@ -80,36 +79,28 @@ class RegressionErrors(Metric):
     full_state_update = False
     mean: Tensor
     std: Tensor
-    count: Tensor
-    absolute: Tensor
-    squared: Tensor
-    value: Tensor
-    value_squared: Tensor
+    sums: Tensor
 
     def __init__(self, names: Sequence[str], mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.names = list(names)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
-        for state in ("count", "absolute", "squared", "value", "value_squared"):
-            self.add_state(state, torch.zeros(len(names)), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(5, len(names)), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Takes predictions and targets ``[B, T]``, missing ones NaN."""
         there = ~target.isnan()
         error = torch.where(there, (preds - target) / self.std, 0.0)
         value = torch.where(there, (target - self.mean) / self.std, 0.0)
-        self.count += there.sum(0)
-        self.absolute += error.abs().sum(0)
-        self.squared += error.square().sum(0)
-        self.value += value.sum(0)
-        self.value_squared += value.square().sum(0)
+        self.sums += torch.stack([there, error.abs(), error.square(), value, value.square()]).sum(1)
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the means over the targets, and the MAE of each where there are several."""
-        mae = self.absolute / self.count * self.std
-        rmse = (self.squared / self.count).sqrt() * self.std
-        r2 = 1 - self.squared / (self.value_squared - self.value.square() / self.count)
+        count, absolute, squared, value, value_squared = self.sums
+        mae = absolute / count * self.std
+        rmse = (squared / count).sqrt() * self.std
+        r2 = 1 - squared / (value_squared - value.square() / count)
         each = {f"mae_{name}": error for name, error in zip(self.names, mae, strict=True)} if len(mae) > 1 else {}
         return {"mae": mae.nanmean(), "rmse": rmse.nanmean(), "r2": r2.nanmean(), **each}
 

@@ -31,22 +31,14 @@ class CrystalConv(CGConv):  # type: ignore[misc]
     Args:
         channels: F.
         dim: D.
-        factored: Projects before gathering; false: as PyG does it.
         batch_norm: Of the sum over the neighbours.
     """
 
-    def __init__(self, channels: int, dim: int, factored: bool = True, batch_norm: bool = False) -> None:
-        super().__init__(channels, dim, batch_norm=batch_norm)
-        self.factored = factored
-
     def forward(self, x_NF: Tensor, edge_index_2E: Tensor, edge_ED: Tensor) -> Tensor:
         """Returns the new features ``[N, F]``; edges go from ``edge_index[0]``, the neighbour, to ``edge_index[1]``."""
-        if self.factored:
-            source_E, target_E = edge_index_2E.unbind(0)
-            messages_EF = self.gate(self.project(x_NF, source_E, target_E, edge_ED))
-            sum_NF = messages_EF.new_zeros(x_NF.shape).index_add(0, target_E, messages_EF)
-        else:
-            sum_NF = self.propagate(edge_index_2E, x=(x_NF, x_NF), edge_attr=edge_ED)
+        source_E, target_E = edge_index_2E.unbind(0)
+        messages_EF = self.gate(self.project(x_NF, source_E, target_E, edge_ED))
+        sum_NF = messages_EF.new_zeros(x_NF.shape).index_add(0, target_E, messages_EF)
         return self.combine(x_NF, sum_NF)
 
     def project(self, x_NF: Tensor, source_E: Tensor, target_E: Tensor, edge_ED: Tensor) -> Tensor:
@@ -57,11 +49,6 @@ class CrystalConv(CGConv):  # type: ignore[misc]
         centre_E2F = functional.linear(x_NF, weight_i, bias).index_select(0, target_E)
         neighbour_E2F = functional.linear(x_NF, weight_j).index_select(0, source_E)
         return torch.addmm(centre_E2F, edge_ED, weight_e.t()).add_(neighbour_E2F)
-
-    def message(self, x_i: Tensor, x_j: Tensor, edge_attr: Tensor) -> Tensor:
-        """Returns the messages ``[E, F]`` from gathered features, for PyG's ``propagate``."""
-        z = torch.cat([x_i, x_j, edge_attr], dim=1)
-        return self.gate(torch.cat([self.lin_f(z), self.lin_s(z)], dim=1))
 
     def gate(self, gated_E2F: Tensor) -> Tensor:
         """Returns the messages ``[E, F]``: how much passes, times what passes."""
@@ -79,8 +66,8 @@ class PaperConv(CrystalConv):
     ``x'_i = softplus(x_i + BN(sum_j sigmoid(f_ij) * softplus(s_ij)))`` with ``[f_ij; s_ij] = BN(z_ij W + b)``.
     """
 
-    def __init__(self, channels: int, dim: int, factored: bool = True) -> None:
-        super().__init__(channels, dim, factored, batch_norm=True)
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__(channels, dim, batch_norm=True)
         self.bn_gate = nn.BatchNorm1d(2 * channels)
 
     def gate(self, gated_E2F: Tensor) -> Tensor:  # noqa: D102
@@ -112,7 +99,6 @@ class CGCNN(nn.Module):
         pool: ``mean`` for intensive targets (per atom); ``sum`` for those that grow with the crystal, though not in
             proportion, since the head follows.
         dropout: Before the head's second layer.
-        factored: Atoms are projected before they are gathered: the same function, faster.
         step: Å.
     """
 
@@ -131,7 +117,6 @@ class CGCNN(nn.Module):
         head_sizes: Sequence[int] = (64,),
         pool: Literal["mean", "sum"] = "mean",
         dropout: float = 0.0,
-        factored: bool = True,
         step: float = 0.2,
     ) -> None:
         super().__init__()
@@ -144,9 +129,7 @@ class CGCNN(nn.Module):
             self.embedding = nn.Linear(len(atom_features[0]), hidden_channels)
         else:
             self.embedding = nn.Embedding(NUM_ELEMENTS, hidden_channels)
-        self.convs = nn.ModuleList(
-            LAYERS[layer](hidden_channels, num_gaussians, factored=factored) for _ in range(num_layers)
-        )
+        self.convs = nn.ModuleList(LAYERS[layer](hidden_channels, num_gaussians) for _ in range(num_layers))
         body: list[nn.Module] = [nn.Softplus()]
         widths = [hidden_channels, *head_sizes]
         for number, (width_in, width_out) in enumerate(pairwise(widths)):
@@ -200,7 +183,7 @@ class CGCNN(nn.Module):
     def import_arguments(raw: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the arguments for a checkpoint of the paper's code (``.pth.tar``), read from its ``args``."""
         args, weights = raw["args"], raw["state_dict"]
-        width, inputs = weights["convs.0.fc_full.weight"].shape[0] // 2, weights["convs.0.fc_full.weight"].shape[1]
+        rows, columns = weights["convs.0.fc_full.weight"].shape  # twice the width; two atoms and the Gaussians
         step = 0.2  # of that code's CIFData, which stores it nowhere; its cutoff follows from the number of Gaussians
         return {
             "layer": "cgcnn",
@@ -208,7 +191,7 @@ class CGCNN(nn.Module):
             "num_layers": args["n_conv"],
             "head_sizes": [args["h_fea_len"]] * args["n_h"],
             "dropout": 0.5 if args["task"] == "classification" else 0.0,
-            "cutoff": round((inputs - 2 * width - 1) * step, 6),
+            "cutoff": round((columns - rows - 1) * step, 6),
             "step": step,
         }
 
@@ -219,7 +202,7 @@ class CGCNN(nn.Module):
         Raises:
             ValueError: It is no such checkpoint.
         """
-        if not is_published(raw):
+        if not {"args", "normalizer", "state_dict"} <= raw.keys() or "convs.0.fc_full.weight" not in raw["state_dict"]:
             raise ValueError("not a checkpoint of the CGCNN code (args, normalizer, state_dict with fc_full)")
         dropout = raw["args"]["task"] == "classification"
         renamed: dict[str, Tensor] = {}
@@ -242,8 +225,3 @@ class CGCNN(nn.Module):
                 case _:
                     renamed[name] = tensor
         return renamed
-
-
-def is_published(raw: Mapping[str, Any]) -> bool:
-    """Whether a file's content is a checkpoint of the paper's code."""
-    return {"args", "normalizer", "state_dict"} <= raw.keys() and "convs.0.fc_full.weight" in raw["state_dict"]

@@ -8,9 +8,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -62,7 +61,7 @@ def export(path: Path, kind: str, output: Path | None, inputs: Path | None, layo
     facts = card_of(checkpoint, path)
     interface = interface_of(facts, layout)
     module = restore_module(checkpoint, path)
-    samples = references(checkpoint, facts, interface, module, inputs)
+    samples = references(checkpoint, interface, module, inputs)
     with workshop(output) as folder:
         file = folder / output.name
         with silence():
@@ -89,7 +88,7 @@ def workshop(output: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=output.absolute().parent) as name:
             yield Path(name)
     except OSError as error:
-        raise ConfigError(f"output={output}: cannot be written: {error.strerror}") from error
+        raise ConfigError(f"output={output}: cannot be written: {error.strerror or error}") from error
 
 
 def card_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -108,8 +107,7 @@ def card_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return facts
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """Inputs of a program, and the outputs of the module itself."""
 
     arrays: dict[str, Tensor]
@@ -117,14 +115,14 @@ class Samples:
 
 
 def references(
-    checkpoint: Mapping[str, Any], facts: Mapping[str, Any], interface: Interface, module: BaseModule, path: Path | None
+    checkpoint: Mapping[str, Any], interface: Interface, module: BaseModule, path: Path | None
 ) -> list[Samples]:
     """Real samples: a batch of two at least, and the first of them alone.
 
     Raises:
         ConfigError: There are none.
     """
-    config = checkpoint["config"]
+    config, facts = checkpoint["config"], checkpoint["hyper_parameters"]["facts"]
     if path is not None:
         datamodule = data_of(config, facts)
         inputs = datamodule.read_inputs(path)
@@ -154,12 +152,12 @@ def metadata(checkpoint: Mapping[str, Any], interface: Interface) -> dict[str, s
     """What a file says of itself, as texts: every format and language has those. Lists have an entry a line."""
     facts, config = checkpoint["hyper_parameters"]["facts"], checkpoint["config"]
     score = score_of(checkpoint)
-    shapes = {name: ",".join(map(str, shape)) for name, shape in interface.inputs.items()}
+    inputs = [f"{name} {','.join(map(str, shape))}" for name, shape in interface.inputs.items()]
     card = {key: value for key, value in facts.items() if key != "atom_features"}
     lists = {key: facts.get(key) or [] for key in ("class_names", "target_names", "target_units")}
     return {
         "task": facts["task"],
-        "inputs": "\n".join(f"{name} {shape}" for name, shape in shapes.items()),
+        "inputs": "\n".join(inputs),
         "outputs": "\n".join(interface.outputs),
         "layout": interface.layout or "",
         "score": "" if score is None else f"{config['monitor']['metric']} {score:.6g}",

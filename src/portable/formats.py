@@ -13,7 +13,8 @@ import torch
 from torch.export import ExportedProgram
 
 from src.config import ConfigError
-from src.portable.programs import Interface, first_line
+from src.engine.checkpoint import first_line
+from src.portable.programs import Interface
 
 OPSET = 20  # what torch's exporter translates to and onnxruntime has had since 1.17
 
@@ -103,18 +104,11 @@ FORMATS: dict[str, tuple[Writer, str, str]] = {
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keeps what the exporters say of themselves from the person."""
-    loggers = [
-        logging.getLogger(name)
-        for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch._inductor", "torch.utils.cpp_extension")
-    ]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
+    """Keeps what the exporters say of themselves from the person, but not their errors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
             yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    finally:
+        logging.disable(before)

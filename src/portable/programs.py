@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from src.config import ConfigError
+from src.engine.checkpoint import first_line
 from src.modules.base import BaseModule
 
 Layout = Literal["chw", "hwc"]
@@ -26,10 +27,9 @@ class Head(nn.Module):
     def __init__(self, module: BaseModule) -> None:
         super().__init__()
         self.net = module.net.to(memory_format=torch.contiguous_format)
-        targets = {name: buffer for name, buffer in module.named_buffers(recurse=False) if name.startswith("target_")}
-        self.regression = bool(targets)
-        for name, buffer in targets.items():
-            self.register_buffer(name.removeprefix("target_"), buffer)
+        self.regression = hasattr(module, "target_mean")
+        for name in ("mean", "std") if self.regression else ():
+            self.register_buffer(name, module.get_buffer(f"target_{name}"))
 
     def outputs(self, x: Any) -> tuple[Tensor, ...]:
         """The program's outputs, in the order of `Interface.outputs`."""
@@ -127,9 +127,7 @@ def trace(
     Raises:
         ConfigError: The net does something that cannot be recorded.
     """
-    program: nn.Module = CrystalProgram(module)
-    if interface.layout is not None:
-        program = ImageProgram(module, facts, interface.layout)
+    program = ImageProgram(module, facts, interface.layout) if interface.layout else CrystalProgram(module)
     names = {name for shape in interface.inputs.values() for name in shape if isinstance(name, str)}
     lengths = {name: Dim(name, min=0 if name == "edges" else 1) for name in names}
     dynamic = tuple(
@@ -142,8 +140,3 @@ def trace(
         return torch.export.export(program.eval(), arguments, dynamic_shapes=dynamic)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"{type(module.net).__name__} cannot be exported: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

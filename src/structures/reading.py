@@ -26,6 +26,7 @@ from src.structures.neighbors import GraphSettings, Neighbors, nearest_neighbors
 MAX_Z = 100  # the table of elements ends with fermium, as that of CGCNN does
 MIN_DISTANCE = 0.5  # angstrom: H2 has 0.74; what is nearer is one atom listed twice
 MIN_VOLUME = 0.1  # cubic angstrom an atom
+MIN_HEIGHT, MAX_SIDE = 0.1, 10_000.0  # angstrom; a search for neighbours in flatter and longer cells does not end
 DIGEST_DECIMALS = 5  # of angstrom
 
 Reader = Callable[[Any], Atoms]
@@ -165,6 +166,10 @@ def _check_atoms(atoms: Atoms) -> None:
         raise BadStructureError("it is not periodic along all three vectors")
     if (volume := atoms.cell.volume) < MIN_VOLUME * len(atoms):
         raise BadStructureError(f"its cell has a volume of {volume:.3g} cubic angstrom")
+    if (side := atoms.cell.lengths().max()) > MAX_SIDE:
+        raise BadStructureError(f"its cell has a side of {side:.3g} angstrom")
+    if (height := 1 / np.linalg.norm(atoms.cell.reciprocal(), axis=1).max()) < MIN_HEIGHT:
+        raise BadStructureError(f"its cell is nearly flat: {height:.3g} angstrom high")
 
 
 def _check_neighbors(neighbors: Neighbors, settings: GraphSettings) -> None:

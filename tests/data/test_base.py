@@ -1,6 +1,5 @@
 """What every data set shares: batches, normalisation, loaders, and how they get on with Lightning."""
 
-import warnings
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -20,6 +19,7 @@ from src.data.sampler import TrainSampler
 from src.data.transforms import Normalize, channel_statistics
 from tests.fakes import write_idx, write_mnist
 
+pytestmark = pytest.mark.usefixtures("few_warnings")
 CPU = torch.device("cpu")
 
 
@@ -210,15 +210,6 @@ def steps_of(epoch: int) -> list[list[int]]:
     sampler = TrainSampler(70, 12, seed=3)
     sampler.set_epoch(epoch)
     return [index.tolist() for index in sampler]
-
-
-@pytest.fixture(autouse=True)
-def few_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers")  # they would slow it down
-        warnings.filterwarnings("ignore", ".*treespec, LeafSpec")  # of Lightning's own
-        warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # it is, by position
-        yield
 
 
 @pytest.mark.parametrize(

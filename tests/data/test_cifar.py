@@ -2,7 +2,6 @@
 
 import hashlib
 import http.server
-import os
 import tarfile
 import threading
 from collections.abc import Callable
@@ -20,7 +19,8 @@ from src.data.base import Batch
 from src.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from src.data.images import TensorSplit
 from src.data.transforms import RandomCropFlip, crop_and_flip
-from tests.fakes import CIFAR, python2_pickle, write_cifar
+from tests.conftest import refusal_of
+from tests.fakes import CIFAR, Hostile, python2_pickle, write_cifar
 
 Write = Callable[..., Path]
 
@@ -50,9 +50,7 @@ def loaded(root: Path, kind: type[CIFAR10DataModule] = CIFAR10DataModule, **chan
 
 
 def refusal(root: Path) -> str:
-    with pytest.raises(ConfigError) as caught:
-        loaded(root)
-    return str(caught.value)
+    return refusal_of(loaded, root)
 
 
 def as_set(images: torch.Tensor, labels: torch.Tensor) -> list[tuple[bytes, int]]:
@@ -126,14 +124,6 @@ def test_a_file_with_another_sum_is_not_read(write: Write) -> None:
     message = refusal(root)
     assert message.startswith(f"{path} is not the published file, or damaged: its MD5 sum is ")
     assert message.endswith(f"to fetch it again: python -m src.prepare data=cifar10 data.root={root}")
-
-
-class Hostile:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch '{self.marker}'",)
 
 
 def test_a_hostile_pickle_runs_nothing_even_with_the_right_sum(

@@ -25,6 +25,7 @@ from src.data.crystals import CrystalDataModule, CrystalsDataModule, EMTAlloysDa
 from src.data.graphs import build_arrays
 from src.data.split import group_split
 from src.structures.emt import PURE, emt_alloy, formation_energy
+from tests.conftest import refusal_of
 from tests.fake_crystals import crystals, write_cgcnn_folder
 
 COMMON = {"batch_size": 4, "val_size": 0.25, "test_size": 0.25, "split": "random", "split_seed": 0, "seed": 0}
@@ -48,9 +49,7 @@ def alloys(root: Path, count: int = 40, **changes: Any) -> EMTAlloysDataModule:
 
 
 def refusal(root: Path, **changes: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        crystals_of(root, **changes)
-    return str(caught.value)
+    return refusal_of(crystals_of, root, **changes)
 
 
 def targets_by_name(datamodule: CrystalDataModule) -> dict[str, list[float]]:
@@ -265,6 +264,8 @@ BAD_CIFS = {
     CIF.replace("_a 3.9", "_a 0"): "its cell has a length of 0",
     CIF.replace("_c 3.9", "_c 0.000(2)"): "its cell has a length of 0",
     CIF.replace("_gamma 90", "_gamma 0.001"): "its cell has a volume of 0.00104 cubic angstrom",
+    CIF.replace("_a 3.9", "_a 0.05"): "its cell is nearly flat: 0.05 angstrom high",
+    CIF.replace("_b 3.9", "_b 1000000"): "its cell has a side of 1e+06 angstrom",
     CIF.replace("0.5 0.5 0.5", "0.01 0 0"): "atoms 0 and 1 overlap: they are 0.039 angstrom apart",
     CIF.replace("3.9", "40"): "atom 0 has no neighbour within 8 angstrom",
     CIF.replace("Au", "Lr"): "atom 1 is Lr, element 103: the table has 1 to 100",

@@ -11,6 +11,7 @@ import pytest
 from src.config import ConfigError
 from src.data.folder import Listing, list_photos, shared_content, split_photos
 from src.data.photos import DogCatDataModule, ImageFolderDataModule
+from tests.conftest import refusal_of
 
 
 def listed(root: Path, kind: type[ImageFolderDataModule] = ImageFolderDataModule) -> Listing:
@@ -271,9 +272,7 @@ def test_only_a_test_part_is_enough_to_evaluate() -> None:
 
 
 def refusal(labels: list[int], parts: list[str], **sizes: float) -> str:
-    with pytest.raises(ConfigError) as caught:
-        split(made(labels, parts), **sizes)
-    return str(caught.value)
+    return refusal_of(split, made(labels, parts), **sizes)
 
 
 def test_what_cannot_be_split() -> None:

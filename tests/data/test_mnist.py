@@ -22,6 +22,7 @@ from torchvision import datasets  # type: ignore[import-untyped]
 
 from src.config import ConfigError
 from src.data.mnist import FILES, FashionMNISTDataModule, MNISTDataModule, MNISTSubsetDataModule
+from tests.conftest import refusal_of
 from tests.fakes import write_idx, write_mnist
 
 
@@ -38,9 +39,7 @@ def loaded(root: Path, **changes: Any) -> MNISTDataModule:
 
 
 def refusal(root: Path, **changes: Any) -> str:
-    with pytest.raises(ConfigError) as caught:
-        loaded(root, **changes)
-    return str(caught.value)
+    return refusal_of(loaded, root, **changes)
 
 
 # --- the data sets

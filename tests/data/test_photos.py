@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from src.data.store import StreamedImages
 from tests.data.test_base import Recorder, SaveAt, trainer
 from tests.fakes import write_dogcat, write_image_folder, write_photo
 
+pytestmark = pytest.mark.usefixtures("few_warnings")
 SETTINGS: dict[str, Any] = {
     "batch_size": 8, "image_size": 16, "store_size": 20, "val_size": 0.2, "test_size": 0.2, "split_seed": 0,
     "on_bad": "error", "sampler": "shuffle", "crop_scale": 0.5, "flip": True, "jitter": 0.2, "cache_dir": None,
@@ -45,15 +46,6 @@ def paths(datamodule: ImageFolderDataModule, split: str) -> list[str]:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return write_image_folder(tmp_path / "photos", 20)
-
-
-@pytest.fixture(autouse=True)
-def few_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers")
-        warnings.filterwarnings("ignore", ".*treespec, LeafSpec")
-        warnings.filterwarnings("ignore", ".*your dataloader is not resumable")
-        yield
 
 
 # --- facts and batches

@@ -18,7 +18,7 @@ from src.data import store as module
 from src.data.decode import BadPhotoError, decode
 from src.data.folder import Listing, list_photos
 from src.data.store import Store, StoredImages, StreamedImages, open_store
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refusal_of
 from tests.fakes import write_image_folder, write_photo
 
 MB = 1_000_000
@@ -233,9 +233,7 @@ def test_of_several_that_come_at_once_one_builds(root: Path, decoded: list[str])
 
 
 def refusal(root: Path, cache: Path) -> str:
-    with pytest.raises(ConfigError) as caught:
-        opened(root, cache=cache)
-    return str(caught.value)
+    return refusal_of(opened, root, cache=cache)
 
 
 def test_a_cache_that_cannot_be_written(root: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The step that went wrong is saved and can be taken again."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,8 @@ from src.modules.classification import ClassificationModule
 from src.modules.metrics import NonFiniteLossError
 from src.nets.linear import MLP
 from src.replay import main as replay
-from tests.conftest import status
+from tests.conftest import Folders, Train, status
 from tests.fakes import CIFAR, write_cifar
-
-Train = Callable[..., dict[str, float]]
-Folders = Callable[[], list[Path]]
 
 
 class _Poisoned(torch.autograd.Function):

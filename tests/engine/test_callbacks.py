@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,21 +13,15 @@ from torch import nn
 
 from src.data.sampler import TrainSampler
 from src.engine.callbacks import WaitClock, gradient_norm
-
-Train = Callable[..., dict[str, float]]
-Folders = Callable[[], list[Path]]
+from tests.conftest import Folders, Train, metric_rows
 
 SMALL = [
     "test=false", "data.val_size=200", "data.test_size=3800", "data.batch_size=50", "trainer.log_every_n_steps=1",
 ]  # fmt: skip
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def values(folder: Path, name: str) -> list[float]:
-    return [row[name] for row in rows(folder) if name in row]
+    return [row[name] for row in metric_rows(folder) if name in row]
 
 
 def perf(folder: Path, name: str) -> list[float]:
@@ -94,8 +88,8 @@ def test_the_best_score_so_far_is_a_curve(metric: str, train: Train, run_folders
     scores, best = values(folder, metric), values(folder, f"best/{metric}")
     assert best == [max(scores[: epoch + 1]) for epoch in range(5)]
     assert metric != "val/acc" or best != scores
-    steps = [row["step"] for row in rows(folder) if f"best/{metric}" in row]
-    assert steps == [row["step"] for row in rows(folder) if metric in row]
+    steps = [row["step"] for row in metric_rows(folder) if f"best/{metric}" in row]
+    assert steps == [row["step"] for row in metric_rows(folder) if metric in row]
 
 
 def test_the_wait_for_data_is_a_share_of_the_time(
@@ -114,7 +108,7 @@ def test_the_wait_for_data_is_a_share_of_the_time(
     fast, slow = (perf(folder, "perf/data_wait_share") for folder in run_folders())
     assert len(fast) == 20 and len(slow) == 5
     assert all(0 <= share < 0.7 for share in sorted(fast)[:10]) and all(0.7 < share <= 1 for share in slow)
-    assert {name.partition("/")[0] for folder in run_folders() for row in rows(folder) for name in row} == {
+    assert {name.partition("/")[0] for folder in run_folders() for row in metric_rows(folder) for name in row} == {
         "step", "epoch", "train", "val", "best",
     }  # fmt: skip
 
@@ -145,4 +139,4 @@ def test_lightnings_monitors_are_wired_to_the_logger(train: Train, run_folders: 
     assert all(value > 0 for value in perf(folder, "train|device|samples_per_sec")[1:])
     assert len(perf(folder, "train|device|samples_per_sec")) > 2
     assert perf(folder, "DeviceStatsMonitor.on_train_batch_end/cpu_vm_percent")
-    assert not [name for row in rows(folder) for name in row if "|" in name or "DeviceStats" in name]
+    assert not [name for row in metric_rows(folder) for name in row if "|" in name or "DeviceStats" in name]

@@ -1,7 +1,6 @@
 """Checkpoints that are damaged, foreign or hostile; and a save that is interrupted."""
 
 import json
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -15,19 +14,8 @@ from src.data.mnist import MNISTSubsetDataModule
 from src.engine.checkpoint import AtomicCheckpointIO, is_committed, read_checkpoint, restore_module
 from src.evaluate import main as evaluate
 from src.tracking.progress import results_table
-from tests.conftest import status
-
-Train = Callable[..., dict[str, float]]
-
-
-class Hostile:
-    """What pickle would run on loading."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch '{self.marker}'",)
+from tests.conftest import Train, refusal_of, status
+from tests.fakes import Hostile
 
 
 @pytest.fixture
@@ -38,9 +26,7 @@ def trained(train: Train, run_folders: Callable[[], list[Path]]) -> Path:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(ConfigError) as caught:
-        evaluate([f"ckpt={path}"])
-    return str(caught.value)
+    return refusal_of(evaluate, [f"ckpt={path}"])
 
 
 def test_the_path_alone_gives_the_metrics_of_training(

@@ -1,6 +1,5 @@
 """Several real processes with gloo: the same numbers, one run, and one end for all."""
 
-import json
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ import pytest
 import torch
 from ase.io import write
 
-from tests.conftest import QUICK, ROOT, status
+from tests.conftest import QUICK, ROOT, metric_rows, status
 from tests.fake_crystals import crystals
 from tests.forked import fingerprint, killed_after, run_forked, run_ranks, train_task
 
@@ -34,10 +33,6 @@ def ranks(
 
 def prints(folder: Path) -> str:
     return "".join(path.read_text() for path in sorted(folder.glob("rank-*")))
-
-
-def logged(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def with_samples(evaluated: int) -> Callable[[], None]:
@@ -76,7 +71,7 @@ def test_metrics_and_gradients_do_not_depend_on_the_processes(samples: int, tmp_
         before = dict.fromkeys(range(world_size), with_samples(samples))
         assert ranks(world_size, [*overrides, f"runs_dir={folder}"], folder, before) == [0] * world_size, prints(folder)
         (run,) = folder.glob("*/*")
-        rows[world_size] = logged(run)
+        rows[world_size] = metric_rows(run)
         weights[world_size] = torch.load(max((run / "checkpoints").glob("step-*.ckpt")), weights_only=True)[
             "state_dict"
         ]
@@ -241,7 +236,9 @@ def test_sharded_weights_are_those_of_one_process(tmp_path: Path) -> None:
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=0, atol=1e-5)
-    norms = [[row["train/grad_norm"] for row in logged(folder) if "train/grad_norm" in row] for folder in (one, two)]
+    norms = [
+        [row["train/grad_norm"] for row in metric_rows(folder) if "train/grad_norm" in row] for folder in (one, two)
+    ]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4) and norms[0]
     metrics = evaluate([f"ckpt={two}", "trainer.strategy=auto", "trainer.devices=1"])
     assert metrics == pytest.approx(status(two)["metrics"], rel=1e-6)

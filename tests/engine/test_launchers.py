@@ -3,15 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cluster import free_ports
-from tests.conftest import QUICK, ROOT, status
-
-Train = Callable[..., dict[str, float]]
+from tests.conftest import QUICK, ROOT, Train, status
 
 OVERRIDES = [*QUICK, "data.val_size=205", "data.test_size=3795", "trainer.max_epochs=2", "trainer.strategy=ddp"]
 pytestmark = pytest.mark.slow

@@ -1,7 +1,6 @@
 """The pictures of a run: the first batch, the worst samples, and where the net looked."""
 
 import json
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,9 @@ from src.engine.pictures import TrainingBatch, grad_cam, heat_maps, pictures
 from src.engine.plan import prepare_data
 from src.nets.resnet import CifarResNet, ResNet, ResNet9
 from src.tracking import plots
-from tests.conftest import QUICK
+from tests.conftest import QUICK, Folders, Train
 from tests.fakes import write_image_folder
 
-Train = Callable[..., dict[str, float]]
-Folders = Callable[[], list[Path]]
 GRAYS = {"mean": [0.25], "std": [0.5]}
 
 

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,12 +14,9 @@ import torch
 from src.config import ConfigError
 from src.engine.run import _lock, newest_point
 from src.tracking.wandb import history
-from tests.conftest import QUICK, status
+from tests.conftest import QUICK, Train, metric_rows, status
 from tests.fakes import CIFAR, write_cifar, write_dogcat
 from tests.forked import fingerprint, killed_after, run_forked
-
-Train = Callable[..., dict[str, float]]
-Folders = Callable[[], list[Path]]
 
 SMALL = ["data.val_size=200", "data.test_size=3800", "data.batch_size=50", "trainer.log_every_n_steps=3"]  # 20 a epoch
 CASES = {
@@ -92,7 +88,7 @@ def test_killed_and_resumed_equals_uninterrupted(case: str, data: None, tmp_path
     overrides = OTHER_DATA.get(case) or [*SMALL, *CASES[case]]
     killed, whole = interrupted_and_whole(overrides, 50, 3, tmp_path)
     assert fingerprint(killed) == fingerprint(whole)
-    rows = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    rows = metric_rows(killed)
     steps = [row["step"] for row in rows if "train/loss_step" in row]
     assert steps == sorted(set(steps)) and steps
     report = status(killed)

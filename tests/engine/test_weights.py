@@ -1,7 +1,6 @@
 """Warm starts: where weights come from, what is copied, what is refused, and that it happens once."""
 
 import hashlib
-import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -19,9 +18,9 @@ from src.engine.weights import warm_start
 from src.evaluate import main as evaluate
 from src.nets.linear import MLP
 from src.nets.resnet import ResNet
-from tests.conftest import status
+from tests.conftest import Train, refusal_of, status
+from tests.fakes import Hostile
 
-Train = Callable[..., dict[str, float]]
 SMALL = ("trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.limit_val_batches=2")
 
 
@@ -30,9 +29,7 @@ def section(weights: object, **changes: Any) -> dict[str, Any]:
 
 
 def refusal(net: nn.Module, weights: object) -> str:
-    with pytest.raises(ConfigError) as caught:
-        warm_start(net, section(weights))
-    return str(caught.value)
+    return refusal_of(warm_start, net, section(weights))
 
 
 def saved(path: Path, state: dict[str, Any]) -> Path:
@@ -134,14 +131,6 @@ def test_the_other_stem_is_named(tmp_path: Path) -> None:
 def test_files_without_weights(content: Any, tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pth", content)
     assert refusal(MLP([4], 3), path) == f"model.weights={path}: holds no tensors by name"
-
-
-class Hostile:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch '{self.marker}'",)
 
 
 def test_a_hostile_file_runs_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What changes images, targets and loss while training, and only then."""
+"""What changes images, targets and loss while training, and only then: smoothing, mixing, class weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,19 +8,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from src.config import ConfigError
 from src.data.base import Batch
 from src.engine.checkpoint import read_checkpoint
 from src.evaluate import main as evaluate
-from src.modules.classification import ClassificationModule
+from src.modules.classification import ClassificationModule, balancing_weights
 from tests.conftest import status
 
 K = 4
+FACTS = {
+    "input_shape": [3, 8, 8],
+    "num_classes": K,
+    "class_names": ["ant", "bee", "cow", "dog"],
+    "class_counts": {"train": [10, 40, 20, 30], "val": [1, 1, 1, 0]},
+}
 
 
 def module(net: dict[str, Any] | None = None, **options: Any) -> ClassificationModule:
     return ClassificationModule(
         net=net or {"_target_": "src.nets.linear.LinearClassifier"},
-        facts={"input_shape": [3, 8, 8], "num_classes": K},
+        facts=FACTS,
         optimizer={},
         scheduler={},
         monitor={},
@@ -40,6 +47,36 @@ def test_label_smoothing_in_training_alone() -> None:
     target = nn.functional.one_hot(y, K) * 0.8 + 0.2 / K
     torch.testing.assert_close(smoothed.loss(logits, y), -(target * logits.log_softmax(1)).sum(1).mean())
     torch.testing.assert_close(smoothed.eval().loss(logits, y), nn.functional.cross_entropy(logits, y))
+
+
+LOGITS, CLASSES = torch.eye(K)[[0, 1, 2, 0]] * 2, torch.tensor([0, 1, 1, 3])
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [("auto", [100 / 40, 100 / 160, 100 / 80, 100 / 120]), ([1, 2.0, 0, 3], [1.0, 2.0, 0.0, 3.0]), (None, [1.0] * K)],
+)
+def test_class_weights_in_training_alone(weights: Any, expected: list[float]) -> None:
+    """Of "auto", inverse to the share of the training samples."""
+    weighted, plain = module(class_weights=weights), nn.functional.cross_entropy(LOGITS, CLASSES)
+    in_training = nn.functional.cross_entropy(LOGITS, CLASSES, weight=torch.tensor(expected))
+    assert torch.equal(weighted.train().loss(LOGITS, CLASSES), in_training)
+    assert torch.equal(weighted.eval().loss(LOGITS, CLASSES), plain)
+    assert (weights is None) == torch.equal(in_training, plain)
+
+
+def test_class_weights_are_plain_hyper_parameters_and_no_part_of_the_state() -> None:
+    weighted = module(class_weights="auto")
+    assert weighted.hparams["class_weights"] == "auto"
+    assert weighted.state_dict().keys() == module().state_dict().keys()
+
+
+def test_class_weights_that_do_not_fit_the_classes() -> None:
+    with pytest.raises(ConfigError, match="2 weights for 4 classes"):
+        module(class_weights=[1.0, 2.0])
+    facts = {"class_names": ["ant", "bee", "cow"], "class_counts": {"train": [10, 0, 50]}}
+    with pytest.raises(ConfigError, match="class_weights=auto: no training sample is of class bee; give a list"):
+        balancing_weights(facts)
 
 
 def mixed(kind: str, seed: int = 0) -> tuple[Tensor, Tensor, Batch]:
@@ -91,7 +128,7 @@ def test_metrics_see_the_true_classes_and_evaluation_the_true_images() -> None:
     given = batch()
     for split in ("train", "val", "test"):
         mixing.step(given, split)
-        ((_, target, _),) = mixing.epoch_metrics(split).pending
+        ((_, target, _, _),) = mixing.epoch_metrics(split).pending
         assert target is given.y
     assert [torch.equal(x, given.x) for x in seen] == [False, True, True]
 

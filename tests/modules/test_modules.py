@@ -4,33 +4,38 @@ import math
 
 import pytest
 import torch
-from torch import nn
-from torchmetrics import MetricCollection
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from src.config import ConfigError
+from src.evaluate import main as evaluate
 from src.modules.base import limited
+from src.modules.classification import ClassificationModule
 from src.modules.metrics import EpochMetrics, NonFiniteLossError
 from src.modules.optimization import build_optimizer, build_scheduler, head_of
 from src.nets.linear import MLP, LinearClassifier
+from tests.conftest import Train
 
 PLAIN = {"decay_bias_and_norm": True, "head_lr": None}
 
 
-def collection() -> MetricCollection:
-    return MetricCollection({"acc": MulticlassAccuracy(3, average="micro"), "confusion": MulticlassConfusionMatrix(3)})
+def measures() -> dict[str, Metric]:
+    return {"acc": MulticlassAccuracy(3, average="micro"), "confusion": MulticlassConfusionMatrix(3)}
 
 
 @pytest.mark.parametrize("block", [1, 2, 64])
-def test_blocks_do_not_change_the_metrics(block: int) -> None:
+def test_blocks_do_not_change_the_metrics(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.modules.metrics.BLOCK", block)
     generator = torch.Generator().manual_seed(0)
-    metrics, reference = EpochMetrics(collection(), block), collection()
+    metrics, reference = EpochMetrics(measures()), MetricCollection(measures())
     total = count = 0.0
     for size in (4, 4, 3, 0, 1):
         preds = torch.randn(size, 3, generator=generator)
         target = torch.randint(3, (size,), generator=generator)
         loss = nn.functional.cross_entropy(preds, target)
-        metrics.add(preds, target, loss)
+        if metrics.add(preds, target, loss, torch.arange(size)):
+            metrics.flush()
         if size:
             reference.update(preds, target)
             total, count = total + float(loss) * size, count + size
@@ -42,23 +47,42 @@ def test_blocks_do_not_change_the_metrics(block: int) -> None:
 
 
 def test_metrics_start_afresh() -> None:
-    metrics = EpochMetrics(collection())
-    target = torch.tensor([0, 1])
-    metrics.add(torch.eye(3)[target], target, torch.tensor(1.0))
+    metrics = EpochMetrics(measures())
+    target = index = torch.tensor([0, 1])
+    metrics.add(torch.eye(3)[target], target, torch.tensor(1.0), index)
     metrics.compute()
-    metrics.add(torch.eye(3)[1 - target], target, torch.tensor(3.0))
+    metrics.add(torch.eye(3)[1 - target], target, torch.tensor(3.0), index)
     values = metrics.compute()
     assert (float(values["acc"]), float(values["loss"])) == (0.0, 3.0)
 
 
 def test_a_non_finite_loss_says_how_long_ago() -> None:
-    metrics = EpochMetrics(collection())
-    target = torch.tensor([0])
-    for loss in (1.0, math.inf, 2.0, math.nan, 1.0):
-        metrics.add(torch.eye(3)[target], target, torch.tensor(loss))
-    with pytest.raises(NonFiniteLossError) as caught:
-        metrics.flush()
-    assert caught.value.args == (3,)
+    metrics = EpochMetrics(measures())
+    target = index = torch.tensor([0])
+    assert metrics.steps_since_non_finite() is None
+    for loss, ago in ((1.0, None), (math.inf, 0), (2.0, 1), (math.nan, 2), (1.0, 3)):
+        metrics.add(torch.eye(3)[target], target, torch.tensor(loss), index)
+        assert metrics.steps_since_non_finite() == ago
+
+
+def test_a_long_evaluation_names_its_split(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.modules.metrics.BLOCK", 2)
+    plain = ClassificationModule.loss
+
+    def loss(self: ClassificationModule, output: Tensor, target: Tensor) -> Tensor:
+        bad = self._trainer is not None and self.trainer.validating
+        return plain(self, output, target) * (math.nan if bad else 1)
+
+    monkeypatch.setattr(ClassificationModule, "loss", loss)
+    with pytest.raises(NonFiniteLossError, match=r"^the val loss is not finite at step 4 \(epoch 0\); "):
+        train("trainer.max_epochs=1", "trainer.limit_train_batches=5")
+
+
+def test_an_evaluation_alone_has_no_step(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("trainer.max_epochs=1", "trainer.limit_train_batches=5", "test=false")
+    monkeypatch.setattr(ClassificationModule, "loss", lambda *_: torch.tensor(math.nan))
+    with pytest.raises(NonFiniteLossError, match=r"^the test loss is not finite$"):
+        evaluate(["ckpt=last"])
 
 
 def test_head_is_the_last_layer() -> None:
@@ -167,6 +191,12 @@ def test_a_schedule_needs_room() -> None:
         rates("CosineAnnealingLR", warmup_epochs=4)
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(None, 10), (1.0, 10), (1, 1), (0.25, 2), (40, 10)])
-def test_limited(limit: float | None, expected: int) -> None:
+def test_half_an_epoch_of_warm_up_needs_steps() -> None:
+    assert rates("ExponentialLR", gamma=1.0, warmup_epochs=0.5, steps=4)[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    with pytest.raises(ConfigError, match=r"warmup_epochs=0.5: with scheduler.interval=epoch these are whole epochs"):
+        rates("ExponentialLR", gamma=1.0, warmup_epochs=0.5, interval="epoch")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1.0, 10), (1, 1), (0.25, 2), (40, 10)])
+def test_limited(limit: float, expected: int) -> None:
     assert limited(10, limit) == expected

@@ -133,9 +133,9 @@ def test_the_epochs_loss_weighs_every_target_alike() -> None:
     regression = module()
     output = regression(x)
     whole = regression.loss(output, target)
-    metrics = EpochMetrics(regression.build_metrics())
+    metrics = EpochMetrics(regression.build_metrics("val"))
     for rows in torch.arange(40).split(7):
-        metrics.add(output[rows], target[rows], regression.loss(output[rows], target[rows]))
+        metrics.add(output[rows], target[rows], regression.loss(output[rows], target[rows]), rows)
     assert float(metrics.compute()["loss"]) == pytest.approx(float(whole), rel=1e-5)
 
 

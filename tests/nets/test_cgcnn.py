@@ -63,12 +63,11 @@ def net(**arguments: Any) -> CGCNN:
 # --- layers
 
 
-@pytest.mark.parametrize("factored", [True, False])
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_layer_equals_stock_cgconv(factored: bool, batch_norm: bool) -> None:
+def test_layer_equals_stock_cgconv(batch_norm: bool) -> None:
     torch.manual_seed(0)
     stock = CGConv(F, D, batch_norm=batch_norm)
-    layer = CrystalConv(F, D, factored, batch_norm=batch_norm)
+    layer = CrystalConv(F, D, batch_norm=batch_norm)
     layer.load_state_dict(stock.state_dict())
     x, edge_index, edge = graph()
     output, expected = layer(x, edge_index, edge), stock(x, edge_index, edge)
@@ -81,11 +80,10 @@ def test_layer_equals_stock_cgconv(factored: bool, batch_norm: bool) -> None:
         torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("factored", [True, False])
-def test_layer_of_the_paper(factored: bool) -> None:
+def test_layer_of_the_paper() -> None:
     """The equation, edge by edge, with batch norms written out."""
     torch.manual_seed(0)
-    layer = PaperConv(F, D, factored)
+    layer = PaperConv(F, D)
     x, (source, target), edge = graph()
     z = torch.cat([x[target], x[source], edge], dim=1)
     gated = torch.cat([layer.lin_f(z), layer.lin_s(z)], dim=1)
@@ -95,14 +93,6 @@ def test_layer_of_the_paper(factored: bool) -> None:
     summed = (summed - summed.mean(0)) / (summed.var(0, unbiased=False) + 1e-5).sqrt()
     expected = functional.softplus(x + summed)
     torch.testing.assert_close(layer(x, torch.stack([source, target]), edge), expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("layer", ["cgconv", "cgcnn"])
-def test_factored_net_equals_the_plain_one(layer: str) -> None:
-    factored, plain = net(layer=layer), net(layer=layer, factored=False)
-    batch = joined(crystal(POSITIONS, NUMBERS, CELL), crystal(POSITIONS[:2], [47, 79], 1.1 * CELL))
-    for mode in (True, False):
-        torch.testing.assert_close(factored.train(mode)(batch), plain.train(mode)(batch), rtol=0, atol=1e-5)
 
 
 def test_gaussians() -> None:
@@ -150,9 +140,8 @@ def test_a_batch_is_its_crystals() -> None:
 
 
 @pytest.mark.parametrize("layer", ["cgconv", "cgcnn"])
-@pytest.mark.parametrize("factored", [True, False])
 @pytest.mark.parametrize("atoms", [[], [1], [2, 1]])
-def test_crystals_without_edges_or_none_at_all(layer: str, factored: bool, atoms: list[int]) -> None:
+def test_crystals_without_edges_or_none_at_all(layer: str, atoms: list[int]) -> None:
     number = sum(atoms)
     batch = {
         "z": torch.full((number,), 29),
@@ -160,7 +149,7 @@ def test_crystals_without_edges_or_none_at_all(layer: str, factored: bool, atoms
         "distance": torch.zeros(0),
         "num_nodes": torch.tensor(atoms, dtype=torch.int64),
     }
-    output = net(layer=layer, factored=factored).eval()(batch)
+    output = net(layer=layer).eval()(batch)
     assert output.shape == (len(atoms), 2)
     assert output.isfinite().all()
 

@@ -23,11 +23,9 @@ from src.modules.metrics import NonFiniteLossError
 from src.tracking import pages
 from src.tracking.pages import curves, write_index, write_report
 from src.tracking.runs import StoredRun, find_runs, summary
-from tests.conftest import QUICK, ROOT, status
+from tests.conftest import QUICK, ROOT, Train, status
 from tests.forked import killed_after, run_forked
 from tests.stored import ROWS, write_classification, write_regression, write_run
-
-Train = Callable[..., dict[str, float]]
 
 
 def events(folder: Path) -> list[dict[str, Any]]:
