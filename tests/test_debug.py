@@ -10,6 +10,7 @@ import torch
 from src.config import ConfigError
 from src.data.sampler import TrainSampler
 from src.engine.tuning import FindBatchSize
+from src.evaluate import main as evaluate
 from tests.conftest import Folders, Train, status
 
 
@@ -26,6 +27,17 @@ def test_limit_does_all_that_a_run_does(train: Train, run_folders: Folders) -> N
     assert (folder / "checkpoints/best.ckpt").is_file()
     assert (folder / "plots/confusion_matrix.png").is_file()
     assert status(folder)["epoch"] == 1
+
+
+def test_what_a_run_was_limited_to_does_not_limit_an_evaluation(train: Train, run_folders: Folders) -> None:
+    train("debug=limit")
+    (folder,) = run_folders()
+    best = folder / "checkpoints/best.ckpt"
+    limited = status(folder)["metrics"]
+    whole = evaluate([f"ckpt={best}"])
+    assert whole["test/acc"] != limited["test/acc"]
+    assert whole == evaluate([f"ckpt={best}", "trainer.limit_test_batches=1.0"])
+    assert evaluate([f"ckpt={best}", "trainer.limit_test_batches=5"])["test/acc"] == limited["test/acc"]
 
 
 def test_overfit_learns_one_batch_by_heart(train: Train) -> None:

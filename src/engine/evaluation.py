@@ -1,8 +1,9 @@
 """From a checkpoint to metrics: the path alone is enough."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from src.config import ConfigError, apply_overrides, find_run
 from src.config.errors import hint
@@ -12,6 +13,8 @@ from src.tracking.files import write_json
 from src.tracking.progress import Progress, results_table
 
 SPLITS = ("test", "val")
+PARTIAL = ("fast_dev_run", "overfit_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
+"""Trainer arguments by which a run saw only a part of the samples, as with ``debug=limit``."""
 
 
 def evaluate(path: Path, split: str, output: Path | None, overrides: Sequence[str]) -> dict[str, float]:
@@ -34,7 +37,7 @@ def evaluate(path: Path, split: str, output: Path | None, overrides: Sequence[st
         check_output(output)
     quiet()
     checkpoint = read_checkpoint(path)
-    cfg = apply_overrides(checkpoint["config"], overrides, allowed_groups=("data", "trainer", "logger")).cfg
+    cfg = apply_overrides(for_all_samples(checkpoint), overrides, allowed_groups=("data", "trainer", "logger")).cfg
     trainer = bare_trainer(cfg["trainer"], [Progress()])
     module = restore_module(checkpoint, path)
     datamodule = prepare_data(cfg)
@@ -51,6 +54,12 @@ def evaluate(path: Path, split: str, output: Path | None, overrides: Sequence[st
                 raise ConfigError(f"output={output}: cannot be written: {error}") from error
             print(f"written: {output}", flush=True)
     return metrics
+
+
+def for_all_samples(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the configuration of a checkpoint without what kept its run from seeing all samples."""
+    trainer = {name: value for name, value in checkpoint["config"]["trainer"].items() if name not in PARTIAL}
+    return {**checkpoint["config"], "trainer": trainer}
 
 
 def run_of(path: Path) -> Path | None:

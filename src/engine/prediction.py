@@ -16,7 +16,7 @@ from tqdm import tqdm
 from src.config import ConfigError, apply_overrides, build, compose, resolve_target
 from src.data.base import DataModule, Inputs
 from src.engine.checkpoint import is_checkpoint, read_checkpoint, read_plain, restore_module
-from src.engine.evaluation import check_output, find_checkpoint, run_of
+from src.engine.evaluation import check_output, find_checkpoint, for_all_samples, run_of
 from src.engine.plan import bare_trainer, quiet
 from src.engine.preemption import global_rank
 from src.engine.resume import gather
@@ -53,7 +53,7 @@ def predict(path: Path, inputs: Path, output: Path | None, overrides: Sequence[s
     quiet()
     content = read_plain(path)
     checkpoint = content if is_checkpoint(content) else from_published(content, path, inputs)
-    cfg = apply_overrides(checkpoint["config"], overrides, allowed_groups=("data", "trainer")).cfg
+    cfg = apply_overrides(for_all_samples(checkpoint), overrides, allowed_groups=("data", "trainer")).cfg
     datamodule = data_of(cfg, checkpoint["hyper_parameters"]["facts"])
     samples = datamodule.read_inputs(inputs)
     datamodule.splits = {"test": samples.split}
