@@ -3,6 +3,7 @@
 matplotlib is imported by the first picture: a run that draws none does not wait for it.
 """
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -223,6 +224,7 @@ def _figure(width: float, height: float) -> "Figure":
 
     # matplotlib takes each letter from the first font that has it, and warns of every font that is not there.
     there = font_manager.get_font_names()
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of a font that is a shade bolder
     rcParams["font.family"] = ["sans-serif", *(name for name in FONTS if name in there)]
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
