@@ -44,6 +44,7 @@ def test_overfit_learns_one_batch_by_heart(train: Train) -> None:
     metrics = train("debug=overfit")
     assert metrics["train/acc"] == 1
     assert metrics["train/loss"] < 0.01
+    assert (64 * metrics["val/acc"]).is_integer()  # one batch of it as well
 
 
 def test_the_batches_of_the_first_epoch_come_again() -> None:

@@ -22,7 +22,7 @@ from src.config.resume import differences
 from src.config.slurm import count_devices
 from src.data.base import DataModule
 from src.engine.checkpoint import build_module, points
-from src.engine.sharding import with_strategy
+from src.engine.sharding import ShardedStrategy, with_strategy
 from src.engine.weights import warm_start
 from src.modules.base import BaseModule, limited
 from src.tracking.mode import check_tracker
@@ -237,6 +237,9 @@ def check_optimization(module: BaseModule, datamodule: DataModule, trainer: Trai
         raise ConfigError(
             f"trainer.gradient_clip_val with trainer.precision={trainer.precision} needs optimizer.fused=false"
         )
+    target = module.hparams["optimizer"]["_target_"]
+    if fused and target.endswith(".SGD") and isinstance(trainer.strategy, ShardedStrategy):
+        raise ConfigError("trainer.strategy=fsdp: fused SGD takes no split weights: optimizer.fused=false")
     try:
         module.build_optimization(trainer, datamodule.batches_per_epoch(trainer.world_size))
     except ConfigError:

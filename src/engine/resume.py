@@ -44,7 +44,7 @@ class ResumePoints(Callback):
         self.run, self.folder = run, run.checkpoints
         self.every_n_steps = run.cfg["checkpoint"]["every_n_steps"]
         self.every_minutes = run.cfg["checkpoint"]["every_minutes"]
-        self._saved_at, self._saved_time = 0, time.monotonic()
+        self._saved_at, self._saved_time, self._validated_at = 0, time.monotonic(), 0
         self._saving = self._ended = False
         self._due, self._signum = False, 0
         self._restored: dict[str, Any] = {}
@@ -87,6 +87,10 @@ class ResumePoints(Callback):
                 self._save(trainer, done, noted=batch_idx == 0 or self._signum != 0)
             if self._signum:
                 raise signals.Interrupted(self._signum)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes before which batch it was."""
+        self._validated_at = trainer.fit_loop.total_batch_idx + 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes it on the timeline."""
@@ -138,11 +142,11 @@ class ResumePoints(Callback):
         first, second = trainer.strategy.reduce(mine, reduce_op="max").tolist()
         return first, bool(second)
 
-    @staticmethod
-    def _can_save(trainer: Trainer, batch_idx: int) -> bool:
+    def _can_save(self, trainer: Trainer, batch_idx: int) -> bool:
         if batch_idx % trainer.accumulate_grad_batches:
             return False  # gradients are in no checkpoint
-        return batch_idx == 0 or not trainer.val_check_batch or batch_idx % trainer.val_check_batch != 0
+        # Lightning would take the batch after a validation for one that has been counted.
+        return batch_idx == 0 or trainer.fit_loop.total_batch_idx != self._validated_at
 
     def _save(self, trainer: Trainer, done: int, noted: bool, ended: bool = False) -> None:
         path, began = self.folder / f"step-{done:09d}.ckpt", time.perf_counter()

@@ -33,7 +33,7 @@ class BestCheckpoint(ModelCheckpoint):
     state_key = "best"
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves if this epoch is the best, and logs the best score so far: ``best/val/acc``."""
+        """Saves a best score of training (one of validation is saved by then), and logs it: ``best/val/acc``."""
         super().on_train_epoch_end(trainer, pl_module)
         if self.best_model_score is not None:
             log_row(trainer, {f"best/{self.monitor}": float(self.best_model_score)})
@@ -63,7 +63,7 @@ def build_trainer(plan: Plan, run: Run) -> Trainer:
     arguments["profiler"] = build_profiler(arguments.get("profiler"), run.folder)
     if batches := arguments.pop("overfit_batches", 0):  # Lightning's own would put another sampler in place of ours
         plan.datamodule.repeats = True
-        arguments["limit_train_batches"] = batches
+        arguments["limit_train_batches"] = arguments["limit_val_batches"] = batches
     if plan.cfg["compile"]["backend"] is not None:
         # In place: the keys of the state dict stay what they are without compilation.
         plan.module.net.compile(backend=plan.cfg["compile"]["backend"], mode=plan.cfg["compile"]["mode"])

@@ -26,6 +26,16 @@ def test_every_shipped_choice_is_right(choice):
     assert {setting.where for _, setting in ConfigFolder().settings(choice.replace("=", "/"), "")} <= wheres
 
 
+@pytest.mark.parametrize("choice", ["scheduler=none", "logger=none", "logger=csv"])
+def test_a_choice_that_sets_nothing_takes_the_place_of_another(choice):
+    group = choice.partition("=")[0]
+    assert (
+        compose(["experiment=cifar10_resnet20", choice]).cfg[group]
+        == {}
+        != compose(["experiment=cifar10_resnet20"]).cfg[group]
+    )
+
+
 VALUES = [
     {
         "optimizer.lr=1e-3": 1e-3,

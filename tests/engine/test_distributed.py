@@ -12,7 +12,8 @@ import pytest
 import torch
 from ase.io import write
 
-from tests.conftest import QUICK, ROOT, metric_rows, status
+from src.config import ConfigError
+from tests.conftest import QUICK, ROOT, Train, metric_rows, status
 from tests.fake_crystals import crystals
 from tests.forked import fingerprint, killed_after, run_forked, run_ranks, train_task
 
@@ -212,6 +213,11 @@ def test_a_signal_to_one_process_stops_all_at_one_batch(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "runs").glob("*/*")
     assert (status(folder)["state"], status(folder)["reason"]) == ("interrupted", "stopped by SIGTERM")
     assert ranks(2, [f"resume={folder}", "trainer.max_epochs=3"], tmp_path) == [0, 0], prints(tmp_path)
+
+
+def test_fused_sgd_cannot_be_sharded(train: Train) -> None:
+    with pytest.raises(ConfigError, match="fused SGD takes no split weights"):
+        train("trainer=ddp_sim", "trainer.strategy=fsdp", "optimizer=sgd")
 
 
 def test_sharded_weights_are_those_of_one_process(tmp_path: Path) -> None:

@@ -36,6 +36,10 @@ CASES = {
         "model=mlp", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=0.5", "trainer.max_epochs=3",
         "checkpoint.every_n_steps=2",
     ],
+    "validations that epochs do not divide": [
+        "model=mlp", "trainer.val_check_interval=13", "trainer.check_val_every_n_epoch=null", "trainer.max_epochs=4",
+        "checkpoint.every_n_steps=1",
+    ],
     "unfreezing": [
         "model=mlp", "model.freeze=backbone", "model.unfreeze_epoch=1", "scheduler=one_cycle", "trainer.max_epochs=3",
         "checkpoint.every_n_steps=4",
@@ -321,12 +325,20 @@ def test_a_save_that_is_killed_leaves_the_point_before(tmp_path: Path) -> None:
     assert status(folder)["state"] == "finished" and not list((folder / "checkpoints").glob(".*"))
 
 
-def test_a_signal_waits_for_a_batch_that_can_save(tmp_path: Path) -> None:
-    """Every fourth batch validates and every second one steps: a point can be saved after two, six, ten, ..."""
-    overrides = [*QUICK, *SMALL, "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4"]
-    assert run_forked(overrides, tmp_path / "output", killed_after(7, signal.SIGTERM)) == 143
+@pytest.mark.parametrize(
+    ("overrides", "signalled", "saved"),
+    [  # after a validation, and between two optimizer steps, no point can be saved
+        (["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4"], 7, 10),
+        (["trainer.val_check_interval=13", "trainer.check_val_every_n_epoch=null"], 26, 27),
+    ],
+)
+def test_a_signal_waits_for_a_batch_that_can_save(
+    overrides: list[str], signalled: int, saved: int, tmp_path: Path
+) -> None:
+    run = [*QUICK, *SMALL, *overrides]
+    assert run_forked(run, tmp_path / "output", killed_after(signalled, signal.SIGTERM)) == 143
     (folder,) = (tmp_path / "runs").glob("*/*")
-    assert newest_point(folder / "checkpoints") == folder / "checkpoints/step-000000010.ckpt"
+    assert newest_point(folder / "checkpoints") == folder / f"checkpoints/step-{saved:09d}.ckpt"
 
 
 def test_no_folder_and_no_run(tmp_path: Path) -> None:
