@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -266,7 +267,7 @@ def cores() -> int:
 
 def require_int(key: str, value: int, minimum: int) -> int:
     """Returns `value` if it is a whole number of at least `minimum`, else raises ConfigError naming `key`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ConfigError(f"{key}={value}: must be a whole number of at least {minimum}")
     return value
 

@@ -59,6 +59,7 @@ class CIFAR10DataModule(PublishedDataModule):
     def __init__(self, root: str, crop_padding: int = 4, flip: bool = True, **rest: Any) -> None:
         super().__init__(root, **rest)
         self.crop_and_flip = RandomCropFlip(require_int("data.crop_padding", crop_padding, minimum=0), flip)
+        self.folder = self.root / self.source.base_folder
         self.way_out = f"put the files there yourself, or unpack {self.source.filename} in {self.root}"
 
     def augment(self, x_BCHW: Tensor) -> Tensor:

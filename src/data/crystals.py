@@ -164,8 +164,12 @@ class CrystalDataModule(DataModule):
         """
         catalogue = cif_files(path) or open_catalogue(path, ())
         crystals, arrays = load_graphs(catalogue, self.settings, folder=None)
-        reasons = dict(_bad(arrays))
-        problems = {position: reasons[name] for position, name in enumerate(catalogue.names) if name in reasons}
+        good, reasons, problems = crystals.names[::-1], iter(arrays["reasons"].tolist()), dict[int, str]()
+        for position, name in enumerate(catalogue.names):  # good and bad ones are each in this order; a name may recur
+            if good and good[-1] == name:
+                good.pop()
+            else:
+                problems[position] = next(reasons)
         return Inputs(crystals, catalogue.names, problems)
 
     def describe_sample(self, split: str, position: int) -> dict[str, str]:

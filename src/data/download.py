@@ -93,7 +93,7 @@ class PublishedDataModule(ImageDataModule):
             ConfigError: If it cannot be read.
         """
         try:
-            return {path.name for path in folder.iterdir()}
+            return {path.name for path in folder.iterdir() if path.is_file()}
         except FileNotFoundError:
             return set()
         except NotADirectoryError as error:

@@ -30,7 +30,7 @@ from src.data.base import Batch, cores
 from src.structures.neighbors import GraphSettings
 from src.structures.reading import Crystal, Reader, read_crystals, start_worker
 
-FORMAT = 1  # of the cache; to be raised when the same input gives other graphs
+FORMAT = 2  # of the cache; to be raised when the same input gives other graphs
 CHUNK = 32  # structures that a worker takes at once
 SERIAL = 8 * CHUNK  # up to here a process of its own costs more than it saves
 

@@ -26,7 +26,7 @@ from src.structures.neighbors import GraphSettings, Neighbors, nearest_neighbors
 MAX_Z = 100  # the table of elements ends with fermium, as that of CGCNN does
 MIN_DISTANCE = 0.5  # angstrom: H2 has 0.74; what is nearer is one atom listed twice
 MIN_VOLUME = 0.1  # cubic angstrom an atom
-MIN_HEIGHT, MAX_SIDE = 0.1, 10_000.0  # angstrom; a search for neighbours in flatter and longer cells does not end
+MIN_HEIGHT, MAX_SIDE = 0.01, 1000.0  # angstrom; flatter cells take long to search, in longer ones vesin crashes
 DIGEST_DECIMALS = 5  # of angstrom
 
 Reader = Callable[[Any], Atoms]
@@ -159,15 +159,17 @@ def _check_atoms(atoms: Atoms) -> None:
     beyond = np.flatnonzero((atoms.numbers < 1) | (atoms.numbers > MAX_Z))
     if len(beyond):
         z = atoms.numbers[beyond[0]]
-        raise BadStructureError(f"atom {beyond[0]} is {chemical_symbols[z]}, element {z}: the table has 1 to {MAX_Z}")
+        symbol = f"{chemical_symbols[z]}, " if 0 <= z < len(chemical_symbols) else ""
+        raise BadStructureError(f"atom {beyond[0]} is {symbol}element {z}: the table has 1 to {MAX_Z}")
     if not atoms.cell.any():
         raise BadStructureError("it has no cell")
     if not atoms.pbc.all():
         raise BadStructureError("it is not periodic along all three vectors")
     if (volume := atoms.cell.volume) < MIN_VOLUME * len(atoms):
         raise BadStructureError(f"its cell has a volume of {volume:.3g} cubic angstrom")
-    if (side := atoms.cell.lengths().max()) > MAX_SIDE:
-        raise BadStructureError(f"its cell has a side of {side:.3g} angstrom")
+    for side in atoms.cell.lengths():
+        if not MIN_DISTANCE <= side <= MAX_SIDE:
+            raise BadStructureError(f"its cell has a side of {side:.3g} angstrom")
     if (height := 1 / np.linalg.norm(atoms.cell.reciprocal(), axis=1).max()) < MIN_HEIGHT:
         raise BadStructureError(f"its cell is nearly flat: {height:.3g} angstrom high")
 

@@ -264,7 +264,10 @@ BAD_CIFS = {
     CIF.replace("_a 3.9", "_a 0"): "its cell has a length of 0",
     CIF.replace("_c 3.9", "_c 0.000(2)"): "its cell has a length of 0",
     CIF.replace("_gamma 90", "_gamma 0.001"): "its cell has a volume of 0.00104 cubic angstrom",
-    CIF.replace("_a 3.9", "_a 0.05"): "its cell is nearly flat: 0.05 angstrom high",
+    CIF.replace("_a 3.9", "_a 0.05"): "its cell has a side of 0.05 angstrom",
+    CIF.replace("_gamma 90", "_gamma 0.1").replace(
+        "_c 3.9", "_c 900"
+    ): "its cell is nearly flat: 0.00681 angstrom high",
     CIF.replace("_b 3.9", "_b 1000000"): "its cell has a side of 1e+06 angstrom",
     CIF.replace("0.5 0.5 0.5", "0.01 0 0"): "atoms 0 and 1 overlap: they are 0.039 angstrom apart",
     CIF.replace("3.9", "40"): "atom 0 has no neighbour within 8 angstrom",
