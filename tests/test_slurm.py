@@ -119,7 +119,7 @@ def test_preempted_before_the_other_process_is_there(client: Client, tmp_path: P
     assert catching(job, 0, signal.SIGUSR1) == 1
     client("scancel", "--signal=USR1", job)
     client.release(job, 1)
-    client.wait(lambda: folder.exists() and status(folder)["state"] == "finished")
+    client.wait(lambda: (folder / "status.json").exists() and status(folder)["state"] == "finished")
     assert (tmp_path / "job.log").read_text().count(f"Slurm job {job} goes back into the queue") == 1
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3 * 20
