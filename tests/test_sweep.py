@@ -1,6 +1,5 @@
 """Sweeps through the command line, with real runs."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -104,26 +103,27 @@ def test_kill_and_resume_lose_and_repeat_nothing(command: Command, tmp_path: Pat
     words = [*SMALL, "trainer.max_epochs=30", "data.batch_size=10", "early_stopping.patience=null"]
     sweep = start(ROOT, "src.sweep", *words, "optimizer.lr=1e-3,2e-3,3e-3,4e-3,5e-3", "n_jobs=2")
     study = appears("runs/sweeps/*/mnist_linear/002/checkpoints/step-*.ckpt", tmp_path, sweep).parents[3]
-    runs = {status.parent.name: pid_of(status) for status in study.glob("mnist_linear/*/status.json")}
     os.kill(sweep.pid, signal.SIGKILL)
-    os.kill(runs["002"], signal.SIGKILL)
+    os.kill(pid_of(study / "mnist_linear/002/status.json"), signal.SIGKILL)
     sweep.communicate()
     deadline = time.monotonic() + 60
-    while any(Path(f"/proc/{pid}").exists() for pid in runs.values()):  # the other ends by itself
-        assert time.monotonic() < deadline
+    while any(Path(f"/proc/{pid_of(path)}").exists() for path in study.glob("mnist_linear/*/status.json")):
+        assert time.monotonic() < deadline  # the other one ends by itself
         time.sleep(0.1)
     assert status(study / "mnist_linear/002")["state"] == "running"
     first = status(study / "mnist_linear/000")
     assert first["state"] == "finished"
 
     again = start(ROOT, "src.sweep", f"resume={study}")
-    appears("mnist_linear/003/checkpoints/step-*.ckpt", study, again)
-    going = [pid_of(path) for path in study.glob("mnist_linear/*/status.json") if is_running(path)]
-    signal_all(going, signal.SIGSTOP)  # it must not come to its end before we have looked
+    while not status(study / "mnist_linear/002")["resumes"]:
+        assert again.poll() is None, again.communicate()[0]
+        time.sleep(0.05)
+    going = pid_of(study / "mnist_linear/002/status.json")
+    os.kill(going, signal.SIGSTOP)  # it must not come to its end before we have looked
     busy = command("src.sweep", f"resume={study}")
     assert (busy.returncode, busy.stderr) == (2, f"error: {study}: this sweep is still going on\n")
     again.send_signal(signal.SIGINT)
-    signal_all(going, signal.SIGCONT)
+    os.kill(going, signal.SIGCONT)
     output = again.communicate(timeout=120)[0]
     assert again.returncode == 130, output
     assert "stopping: " in output and f"to go on: python -m src.sweep resume={study}" in output
@@ -138,16 +138,6 @@ def test_kill_and_resume_lose_and_repeat_nothing(command: Command, tmp_path: Pat
     assert whole.returncode == 0, whole.stderr
     (alone,) = (tmp_path / "whole").glob("*/*")
     assert fingerprint(alone) == fingerprint(study / "mnist_linear/002")
-
-
-def is_running(path: Path) -> bool:
-    return bool(status(path.parent)["state"] == "running")
-
-
-def signal_all(pids: list[int], signum: int) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signum)
 
 
 def pid_of(path: Path) -> int:
