@@ -150,10 +150,10 @@ def _refusal(key: str, pair: tuple[Any, Any], cfg: Mapping[str, Any], status: Ma
             f"{key}={new}: this run began with {old} and keeps it; a new run can start from its weights: "
             f"model.weights=RUN_DIR {key}={new}"
         )
-    if key == "trainer.max_epochs":
+    if key in ("trainer.max_epochs", "trainer.max_steps"):
         schedule = section_signature("scheduler", cfg["scheduler"]) if cfg["scheduler"] else None
         if schedule and {"T_max", "total_steps"} & schedule.arguments.keys():
-            return f"{key}={new}: {schedule.name} was laid out for {old} epochs and cannot be stretched"
-        if pair[1] is not None and 0 <= pair[1] <= status.get("epoch", 0):
-            return f"{key}={new}: the run is in epoch {status['epoch']} already (counted from 0)"
+            return f"{key}={new}: {schedule.name} was laid out for {key}={old} and cannot be stretched"
+    if key == "trainer.max_epochs" and pair[1] is not None and 0 <= pair[1] <= status.get("epoch", 0):
+        return f"{key}={new}: the run is in epoch {status['epoch']} already (counted from 0)"
     return None

@@ -185,6 +185,7 @@ class BaseModule(LightningModule):
             self.hparams["scheduler"],
             optimizer,
             max_epochs=trainer.max_epochs or -1,
+            max_steps=trainer.max_steps,
             steps_per_epoch=math.ceil(limited(batches, trainer.limit_train_batches) / trainer.accumulate_grad_batches),
             mode=self.hparams["monitor"]["mode"],
         )

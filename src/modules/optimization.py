@@ -1,6 +1,7 @@
 """Optimizer and learning-rate schedule from their sections of the config."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def build_optimizer(net: nn.Module, node: Node) -> Optimizer:
 
 
 def build_scheduler(
-    node: Node, optimizer: Optimizer, *, max_epochs: int, steps_per_epoch: int, mode: str
+    node: Node, optimizer: Optimizer, *, max_epochs: int, max_steps: int, steps_per_epoch: int, mode: str
 ) -> LRScheduler | None:
     """Builds the schedule, with what follows from the rest of the run filled in.
 
@@ -57,6 +58,7 @@ def build_scheduler(
         node: The scheduler's section; empty for a constant rate.
         optimizer: The optimizer whose rate is set.
         max_epochs: Epochs of the whole run, -1 if unlimited.
+        max_steps: Optimizer steps of the whole run, -1 if unlimited; what comes first ends it.
         steps_per_epoch: Optimizer steps in an epoch.
         mode: ``min`` or ``max``, for plateau schedules.
 
@@ -74,14 +76,18 @@ def build_scheduler(
         raise ConfigError(
             f"scheduler.warmup_epochs={node['warmup_epochs']}: with scheduler.interval=epoch these are whole epochs"
         )
-    length = max_epochs * (steps_per_epoch if by_step else 1) - warmup
+    ends = [max_epochs * (steps_per_epoch if by_step else 1)] if max_epochs >= 0 else []
+    if max_steps >= 0:
+        ends.append(max_steps if by_step else math.ceil(max_steps / steps_per_epoch))
+    length = min(ends, default=-1) - warmup
     lengths = {"T_max": length, "total_steps": length}
     known = {**lengths, "max_lr": [group["lr"] for group in optimizer.param_groups], "mode": mode}
     filled = {key: value for key, value in known.items() if key in inspect.signature(scheduler).parameters}
     if lengths.keys() & filled.keys() and length < 1:
         raise ConfigError(
             f"scheduler: {scheduler.__name__} needs to know the run's end and at least one {node['interval']} after the"
-            f" warm-up: trainer.max_epochs={max_epochs}, scheduler.warmup_epochs={node['warmup_epochs']}"
+            f" warm-up: trainer.max_epochs={max_epochs}, trainer.max_steps={max_steps}, "
+            f"scheduler.warmup_epochs={node['warmup_epochs']}"
         )
     if issubclass(scheduler, ReduceLROnPlateau) and (warmup or by_step):
         raise ConfigError(

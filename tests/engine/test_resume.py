@@ -207,7 +207,7 @@ def test_a_schedule_is_not_stretched(tmp_path: Path) -> None:
     assert run_forked(overrides, tmp_path / "output", killed_after(34, signal.SIGTERM)) == 143
     (folder,) = (tmp_path / "runs").glob("*/*")
     text = resumed(folder, "trainer.max_epochs=9", expected=2)
-    assert "CosineAnnealingLR was laid out for 3 epochs and cannot be stretched" in text
+    assert "CosineAnnealingLR was laid out for trainer.max_epochs=3 and cannot be stretched" in text
 
 
 def test_a_finished_run_says_so_and_can_be_extended(train: Train, tmp_path: Path) -> None:

@@ -124,14 +124,16 @@ def test_frozen_parameters_are_left_out() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 2
 
 
-def rates(name: str, epochs: int = 4, steps: int = 5, **options: float | str) -> list[float]:
+def rates(name: str, epochs: int = 4, steps: int = 5, max_steps: int = -1, **options: float | str) -> list[float]:
     """The learning rate of every step, 1.0 being the optimizer's."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     node = {"_target_": f"torch.optim.lr_scheduler.{name}", "interval": "step", "warmup_epochs": 0, **options}
-    scheduler = build_scheduler(node, optimizer, max_epochs=epochs, steps_per_epoch=steps, mode="min")
+    scheduler = build_scheduler(
+        node, optimizer, max_epochs=epochs, max_steps=max_steps, steps_per_epoch=steps, mode="min"
+    )
     assert scheduler is not None
     seen = []
-    for step in range(epochs * steps):
+    for step in range(epochs * steps if epochs > 0 else max_steps):
         seen.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         if node["interval"] == "step" or (step + 1) % steps == 0:
@@ -163,6 +165,16 @@ def test_one_cycle_ends_with_the_run() -> None:
     assert seen[-1] == pytest.approx(4e-6)
 
 
+def test_a_run_of_so_many_steps() -> None:
+    """Whichever of the two ends comes first; by epoch, the one that has begun counts."""
+    fall = [(1 + math.cos(math.pi * step / 12)) / 2 for step in range(12)]
+    assert rates("CosineAnnealingLR", epochs=-1, max_steps=12) == pytest.approx(fall)
+    assert rates("CosineAnnealingLR", epochs=9, max_steps=12)[:12] == pytest.approx(fall)
+    assert rates("CosineAnnealingLR", epochs=4, max_steps=100) == rates("CosineAnnealingLR", epochs=4)
+    by_epoch = [(1 + math.cos(math.pi * (step // 5) / 3)) / 2 for step in range(12)]
+    assert rates("CosineAnnealingLR", epochs=-1, max_steps=12, interval="epoch") == pytest.approx(by_epoch)
+
+
 def test_plateau_follows_the_monitor() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     node = {
@@ -172,7 +184,7 @@ def test_plateau_follows_the_monitor() -> None:
         "patience": 0,
         "factor": 0.1,
     }
-    scheduler = build_scheduler(node, optimizer, max_epochs=-1, steps_per_epoch=1, mode="max")
+    scheduler = build_scheduler(node, optimizer, max_epochs=-1, max_steps=-1, steps_per_epoch=1, mode="max")
     assert scheduler is not None
     for score in (0.5, 0.6, 0.7):
         scheduler.step(score)  # type: ignore[arg-type]
@@ -183,7 +195,7 @@ def test_plateau_follows_the_monitor() -> None:
 
 def test_no_schedule() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    assert build_scheduler({}, optimizer, max_epochs=3, steps_per_epoch=1, mode="min") is None
+    assert build_scheduler({}, optimizer, max_epochs=3, max_steps=-1, steps_per_epoch=1, mode="min") is None
 
 
 def test_a_schedule_needs_room() -> None:
