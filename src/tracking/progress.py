@@ -26,6 +26,7 @@ class Progress(ProgressBar):
         self._bar: tqdm[Any] = tqdm(disable=True)
         self._epoch_start = 0.0
         self._line: tuple[int, float] | None = None  # epoch and seconds of the line that is still to be printed
+        self._is_validated = False  # since the last line: else what Lightning keeps of `val/` is of an earlier epoch
 
     def disable(self) -> None:
         """Prints nothing from here on: Lightning calls it on other ranks than 0."""
@@ -60,6 +61,10 @@ class Progress(ProgressBar):
         """Keeps the epoch's time."""
         self._bar.close()
         self._line = (trainer.current_epoch, time.perf_counter() - self._epoch_start)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that there are new values."""
+        self._is_validated = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints the last epoch's line."""
@@ -99,7 +104,12 @@ class Progress(ProgressBar):
     def _print_epoch(self, trainer: Trainer) -> None:
         if self._line is not None:
             (epoch, seconds), self._line = self._line, None
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            metrics = {
+                name: float(value)
+                for name, value in trainer.callback_metrics.items()
+                if self._is_validated or not name.startswith("val/")
+            }
+            self._is_validated = False
             self.print(epoch_line(epoch, trainer.max_epochs, metrics, seconds))
 
 

@@ -3,7 +3,6 @@
 import math
 import re
 import sys
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,6 +81,16 @@ def test_without_validation_and_without_an_end(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_an_epoch_without_validation_shows_none(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(Progress(), max_epochs=3, check_val_every_n_epoch=2).fit(Tiny(), loader(), loader())
+    assert lines(capsys.readouterr().out) == [
+        "epoch 1/3  train/loss 1.000     T s",
+        "epoch 2/3  train/loss 0.5000    val/acc 0.6250    T s",
+        "epoch 3/3  train/loss 0.3333    T s",
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_line_of_a_finished_epoch_is_printed_before_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="as asked"):
         trainer(Progress(), max_epochs=3).fit(Tiny(fail_in_epoch=1), loader(), loader())
@@ -116,23 +125,18 @@ def test_on_a_terminal_a_bar_runs_below_the_lines(
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_step_costs_less_than_two_microseconds_and_the_bar_is_drawn_rarely(
+def test_the_bar_is_drawn_by_the_clock_and_not_by_the_step(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
+    monkeypatch.setattr("src.tracking.progress.REFRESH_SECONDS", 3600.0)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     progress, steps = Progress(), 100_000
     fake: Any = SimpleNamespace(current_epoch=0, max_epochs=1, num_training_batches=steps, callback_metrics={})
     progress.on_train_epoch_start(fake, fake)
-    best = math.inf
-    for repeat in range(5):  # the best of five: the machine may be busy
-        start = time.perf_counter()
-        for batch_idx in range(repeat * steps // 5, (repeat + 1) * steps // 5):
-            progress.on_train_batch_end(fake, fake, None, None, batch_idx)
-        best = min(best, (time.perf_counter() - start) / (steps // 5))
-    progress.on_train_epoch_end(fake, fake)
+    for batch_idx in range(steps):
+        progress.on_train_batch_end(fake, fake, None, None, batch_idx)
     drawn = capsys.readouterr().out.count("epoch 1/1:")
-    assert best < 2e-6
-    assert (drawn == 0) if not terminal else (1 <= drawn <= 20)
+    assert drawn == (1 if terminal else 0)
 
 
 def test_lines_keep_their_columns() -> None:
