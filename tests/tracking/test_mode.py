@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -204,11 +203,12 @@ def test_the_check_is_imported_without_wandb_lightning_and_torch() -> None:
 class Server(BaseHTTPRequestHandler):
     status = 200
     asked = 0
+    released = threading.Event()
 
     def do_GET(self) -> None:
         type(self).asked += 1
         if self.status == 0:
-            time.sleep(5)
+            self.released.wait()  # who waits for the answer waits until the test is over
             return
         self.send_response(self.status)
         self.send_header("content-length", "0")
@@ -219,11 +219,13 @@ class Server(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[ThreadingHTTPServer]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setattr(Server, "released", threading.Event())
     yield server
+    Server.released.set()
     server.shutdown()
     server.server_close()
 
@@ -237,9 +239,8 @@ def test_a_server_is_reachable_when_it_works(
     monkeypatch.setattr(Server, "status", status)
     monkeypatch.setattr(Server, "asked", 0)
     url = f"http://127.0.0.1:{server.server_port}"
-    start = time.monotonic()
     assert mode.reachable(url, 0.5) is answer and mode.reachable(url, 0.5) is answer
-    assert time.monotonic() - start < 1 and Server.asked == 1, "asked once a process"
+    assert Server.asked == 1, "asked once a process"
 
 
 def test_a_closed_port_and_nonsense_are_not_reachable() -> None:
@@ -250,11 +251,12 @@ def test_a_closed_port_and_nonsense_are_not_reachable() -> None:
 
 
 def test_a_name_that_never_resolves_costs_no_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
     def hang(*_: object, **__: object) -> None:
-        time.sleep(0.8)
+        released.wait()
         raise socket.gaierror("no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    start = time.monotonic()
     assert mode.reachable("http://wandb.example.org", seconds=0.2) is False
-    assert time.monotonic() - start < 0.7
+    released.set()
