@@ -192,6 +192,8 @@ def test_crystals_by_pattern(inputs: Path, tmp_path: Path) -> None:
     assert row[0] == "copper" and float(row[1]) == pytest.approx(float(expected[1]), rel=1e-5)
     with pytest.raises(ConfigError, match="no such file or folder"):
         main([f"ckpt={path}", f"inputs={inputs}/none*.cif", f"output={output}"])
+    with pytest.raises(ConfigError, match=r"trainer\.limit_predict_batches: every input gets its row"):
+        main([f"ckpt={path}", f"inputs={inputs}", f"output={output}", "trainer.limit_predict_batches=1"])
 
 
 def test_published_weights_start_a_net_warm(tmp_path: Path) -> None:

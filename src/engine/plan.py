@@ -232,14 +232,17 @@ def check_optimization(module: BaseModule, datamodule: DataModule, trainer: Trai
     Raises:
         ConfigError: In their own words.
     """
-    fused = module.hparams["optimizer"].get("fused")
+    node = module.hparams["optimizer"]
+    fused, is_sgd = node.get("fused"), node["_target_"].endswith(".SGD")
     if fused and trainer.gradient_clip_val is not None and trainer.precision.endswith("-mixed"):
         raise ConfigError(
             f"trainer.gradient_clip_val with trainer.precision={trainer.precision} needs optimizer.fused=false"
         )
-    target = module.hparams["optimizer"]["_target_"]
-    if fused and target.endswith(".SGD") and isinstance(trainer.strategy, ShardedStrategy):
-        raise ConfigError("trainer.strategy=fsdp: fused SGD takes no split weights: optimizer.fused=false")
+    if is_sgd and isinstance(trainer.strategy, ShardedStrategy):
+        if fused:
+            raise ConfigError("trainer.strategy=fsdp: fused SGD takes no split weights: optimizer.fused=false")
+        if not node.get("momentum"):  # Lightning finds no state where it reads the checkpoint
+            raise ConfigError("trainer.strategy=fsdp: SGD without momentum cannot be restored: optimizer.momentum=0.9")
     try:
         module.build_optimization(trainer, datamodule.batches_per_epoch(trainer.world_size))
     except ConfigError:

@@ -54,6 +54,8 @@ def predict(path: Path, inputs: Path, output: Path | None, overrides: Sequence[s
     content = read_plain(path)
     checkpoint = content if is_checkpoint(content) else from_published(content, path, inputs)
     cfg = apply_overrides(for_all_samples(checkpoint), overrides, allowed_groups=("data", "trainer")).cfg
+    if limits := {"fast_dev_run", "limit_predict_batches"} & cfg["trainer"].keys():
+        raise ConfigError(*(f"trainer.{name}: every input gets its row; name fewer inputs" for name in limits))
     datamodule = data_of(cfg, checkpoint["hyper_parameters"]["facts"])
     samples = datamodule.read_inputs(inputs)
     datamodule.splits = {"test": samples.split}

@@ -215,9 +215,12 @@ def test_a_signal_to_one_process_stops_all_at_one_batch(tmp_path: Path) -> None:
     assert ranks(2, [f"resume={folder}", "trainer.max_epochs=3"], tmp_path) == [0, 0], prints(tmp_path)
 
 
-def test_fused_sgd_cannot_be_sharded(train: Train) -> None:
+def test_sgd_that_cannot_be_sharded(train: Train) -> None:
+    sharded = ["trainer=ddp_sim", "trainer.strategy=fsdp", "optimizer=sgd"]
     with pytest.raises(ConfigError, match="fused SGD takes no split weights"):
-        train("trainer=ddp_sim", "trainer.strategy=fsdp", "optimizer=sgd")
+        train(*sharded)
+    with pytest.raises(ConfigError, match="SGD without momentum cannot be restored"):
+        train(*sharded, "optimizer.fused=false", "optimizer.momentum=0", "optimizer.nesterov=false")
 
 
 def test_sharded_weights_are_those_of_one_process(tmp_path: Path) -> None:
