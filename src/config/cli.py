@@ -77,7 +77,8 @@ def message(error: ConfigError) -> str:
 
 def parse_command_line(argv: Sequence[str], prog: str = "src.train", usage: Usage = TRAIN) -> list[str]:
     """Returns the overrides, also of `--a.b=c` as W&B sweeps write it; a flag that prints ends the program."""
-    words = [re.sub(r"^--?([A-Za-z_][\w.]*=)", r"\1", word) for word in argv]
+    split = (part for word in argv for part in (word.split("=", 1) if word.startswith("--cfg=") else [word]))
+    words = [re.sub(r"^--?([A-Za-z_][\w.]*=)", r"\1", word) for word in split]
     if {"--help", "-h"} & set(words):
         print(help_text(prog, usage))
         sys.exit(0)

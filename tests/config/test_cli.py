@@ -88,7 +88,7 @@ def test_cfg_prints_the_composed_configuration(capsys):
 
 
 def test_cfg_takes_choices_as_a_run_does(capsys):
-    cfg = yaml.safe_load(printed(capsys, "--cfg", "job", "scheduler=null", "+experiment=mnist_mlp", "data=mnist"))
+    cfg = yaml.safe_load(printed(capsys, "--cfg=job", "scheduler=null", "+experiment=mnist_mlp", "data=mnist"))
     assert cfg["scheduler"] == {}
     assert cfg["model"]["net"]["_target_"] == "src.nets.linear.MLP"
 
