@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     own, rest = take_arguments(arguments, ("sweep", "resume", "dry_run", *SETTINGS))
     name, resume = own.pop("sweep", None), own.pop("resume", None)
     if not resume:
-        own, rest, is_dry = read_cluster(own, rest)
+        own, rest, is_dry = read_cluster(name and str(name), own, rest)
         sweep = read_sweep(str(name), own, rest) if name else read_grid(own, rest)
         composed = check_points(sweep)  # stage 1 of the checks, without torch
         from src.engine.plan import check_monitor

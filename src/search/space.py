@@ -118,8 +118,15 @@ def read_grid(own: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     return complete({"space": space, "overrides": common, "sampler": "grid", **own})
 
 
-def read_cluster(own: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], bool]:
+def read_cluster(
+    name: str | None, own: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], list[str], bool]:
     """Takes `cluster=NAME` and `cluster.KEY=VALUE` off a command line; reads `configs/cluster/NAME.yaml` for Slurm.
+
+    Args:
+        name: The file of the sweep, whose own `cluster` goes before that file, and after the command line.
+        own: What the command line says of the sweep.
+        overrides: The rest of the command line.
 
     Returns:
         The sweep's own arguments with what jobs ask for, the other overrides, and whether it is a dry run.
@@ -130,14 +137,17 @@ def read_cluster(own: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict
     names = [text.partition("=")[0] for text in overrides if re.match(r"cluster[.=]", text)]
     given, rest = take_arguments(overrides, names)
     settings = {key: value for key, value in own.items() if key != "dry_run"}
-    if own.get("launcher") != "slurm":
-        for name in [*names, *(own.keys() - settings.keys())]:
-            raise ConfigError(f"{name}: is for launcher=slurm")
+    sweep = {**(_read("sweep", name) if name else {}), **own}
+    if sweep.get("launcher") != "slurm":
+        for key in [*names, *(own.keys() - settings.keys())]:
+            raise ConfigError(f"{key}: is for launcher=slurm")
         return settings, rest, False
     if not isinstance(is_dry := own.get("dry_run", False), bool):
         raise ConfigError(f"dry_run={is_dry}: expected true or false")
     cluster = _read("cluster", str(given.pop("cluster", "default")))
-    settings["cluster"] = cluster | {key.removeprefix("cluster."): value for key, value in given.items()}
+    if isinstance(stated := sweep.get("cluster", {}), dict):  # else the checks say so
+        cluster |= stated | {key.removeprefix("cluster."): value for key, value in given.items()}
+        settings["cluster"] = cluster
     return settings, rest, is_dry
 
 

@@ -101,6 +101,19 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     return reader
 
 
+def test_a_file_for_slurm_begins_with_the_clusters_defaults(read: Read, tmp_path: Path) -> None:
+    (tmp_path / "configs/cluster").mkdir()
+    (tmp_path / "configs/cluster/default.yaml").write_text("{time: '04:00:00', partition: cpu, memory: 1G}")
+    text = "space: {seed: [1, 2]}\nsampler: grid\ncluster: {memory: 2G, gpus: 1}\n"
+    read(f"{text}launcher: slurm\n")
+    own, rest, is_dry = space.read_cluster("mine", {"dry_run": True}, ["cluster.gpus=2", "seed=3"])
+    expected = {"time": "04:00:00", "partition": "cpu", "memory": "2G", "gpus": 2}
+    assert (own, rest, is_dry) == ({"cluster": expected}, ["seed=3"], True)
+    read(text)
+    with pytest.raises(ConfigError, match=r"cluster\.gpus: is for launcher=slurm"):
+        space.read_cluster("mine", {}, ["cluster.gpus=2"])
+
+
 def test_a_file_is_completed_and_the_command_line_goes_before_it(read: Read) -> None:
     text = "n_trials: 3\npruner: median\noverrides: [test=false]\n"
     assert read(f"{text}space:\n  optimizer.lr: {{low: 1e-4, high: 1e-1, log: true}}\n", n_trials=5) == {
