@@ -37,7 +37,8 @@ def main(arguments: list[str]) -> str:
         rows = runs.compared(wanted, *options.diff)
         columns = list(rows[0])
     else:
-        keys = runs.config_keys(wanted) if options.columns else runs.differing_keys(wanted)
+        all_keys = dict.fromkeys(key for run in wanted for key, _ in runs.leaves(run.config))
+        keys = [*all_keys] if options.columns else runs.differing_keys(wanted)
         rows = runs.grouped(wanted, keys) if options.group else [runs.summary(run, keys) for run in wanted]
         rows = runs.sort_rows(rows, options.sort, wanted) if options.sort else rows
         columns = runs.columns_of(rows, options.columns)

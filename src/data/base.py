@@ -67,6 +67,11 @@ class Inputs:
     names: Sequence[str]
     problems: dict[int, str]
 
+    def check(self) -> None:
+        """Raises ConfigError with every problem that is known by now."""
+        if self.problems:
+            raise ConfigError(*(f"{self.names[position]}: {reason}" for position, reason in self.problems.items()))
+
 
 class DataModule(LightningDataModule):
     """Base of every data set: samplers, loaders and facts. A subclass states its `name` and reads its files in `load`.

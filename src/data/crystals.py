@@ -17,8 +17,8 @@ from torch import Tensor
 from src.config import ConfigError
 from src.data.base import DataModule, Inputs, first_ten, require_int
 from src.data.catalogues import cif_files, open_catalogue
-from src.data.graphs import Arrays, Catalogue, GraphSplit, load_graphs, note
-from src.data.split import cross_validation, group_split
+from src.data.graphs import Catalogue, GraphSplit, load_graphs, note
+from src.data.split import cross_validation, group_split, part_sizes
 from src.structures.emt import CARD, TARGET, UNIT, emt_alloy
 from src.structures.neighbors import GraphSettings, Integers
 from src.structures.reading import MAX_Z, reduced_formula
@@ -78,7 +78,8 @@ class CrystalDataModule(DataModule):
         catalogue = self.catalogue()
         folder = Path(self.cache_dir).expanduser() if self.cache_dir else self.folder / "graphs"
         crystals, arrays = load_graphs(catalogue, self.settings, folder)
-        self.target_names, self.bad_files = list(catalogue.targets), _bad(arrays)
+        self.target_names = list(catalogue.targets)
+        self.bad_files = list(zip(arrays["bad"].tolist(), arrays["reasons"].tolist(), strict=True))
         if self.bad_files:
             lines = first_ten([f"{name}: {reason}" for name, reason in self.bad_files])
             number = f"{len(self.bad_files)} of {len(catalogue.names)}"
@@ -104,8 +105,8 @@ class CrystalDataModule(DataModule):
         return {part: crystals.select(torch.from_numpy(positions)) for part, positions in parts.items()}
 
     def _drawn(self, groups: NDArray[Any]) -> dict[str, Integers]:
-        counts = [_count(f"data.{part}_size", size, len(groups)) for part, size in self.sizes.items()]
-        train, test, val = group_split(groups, counts, self.split_seed)
+        sizes = part_sizes(self.sizes, len(groups), "crystals")
+        train, test, val = group_split(groups, sizes, self.split_seed)
         return {"train": train, "val": val, "test": test}
 
     def _given(self, names: Sequence[str]) -> dict[str, Integers]:
@@ -122,6 +123,8 @@ class CrystalDataModule(DataModule):
                 if part_of.setdefault(name, part) != part:
                     raise ConfigError(f"{path}: {name!r} is in {part_of[name]}.txt too")
         parts_S = np.array([part_of.get(name, "") for name in names])
+        if left := np.count_nonzero(parts_S == ""):
+            note(f"{self.folder}: in none of train.txt, val.txt and test.txt: {left} of {len(names)} crystals")
         return {part: np.flatnonzero(parts_S == part) for part in ("train", "val", "test")}
 
     def describe(self) -> dict[str, Any]:
@@ -194,7 +197,7 @@ class EMTAlloysDataModule(CrystalDataModule):
 
     def __init__(self, root: str, num_structures: int, dataset_seed: int, **options: Any) -> None:
         super().__init__(**options)
-        self.folder = Path(root) / self.name
+        self.folder = Path(root).expanduser() / self.name
         self.num_structures = require_int("data.num_structures", num_structures, minimum=1)
         self.dataset_seed = require_int("data.dataset_seed", dataset_seed, minimum=0)
 
@@ -288,16 +291,6 @@ class CrystalsDataModule(CrystalDataModule):
         if lacking := [chemical_symbols[z] for z in there if z not in vectors]:
             raise ConfigError(f"{path} has no vector for {', '.join(lacking)}")
         return [vectors.get(z, [0.0] * length) for z in range(MAX_Z + 1)]
-
-
-def _bad(arrays: Arrays) -> list[tuple[str, str]]:
-    return list(zip(arrays["bad"].tolist(), arrays["reasons"].tolist(), strict=True))
-
-
-def _count(key: str, size: float, total: int) -> int:
-    if not 0 < size < total or (size > 1 and size != int(size)):
-        raise ConfigError(f"{key}={size}: must be a share of the {total} crystals, below 1, or a number of them")
-    return round(size * total) if size < 1 else int(size)
 
 
 def _classes(split: GraphSplit) -> Tensor:

@@ -42,7 +42,7 @@ class PublishedDataModule(ImageDataModule):
 
     def __init__(self, root: str, val_size: int, **rest: Any) -> None:
         super().__init__(**rest)
-        self.root, self.val_size = Path(root), val_size
+        self.root, self.val_size = Path(root).expanduser(), val_size
 
     def read(self) -> tuple[Arrays, Arrays]:
         """Reads and checks the training and the test part.

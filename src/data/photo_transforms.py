@@ -1,8 +1,5 @@
 """What happens to a whole batch of photos on the device: crops, flips and colours of their own for each image."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -43,22 +40,14 @@ def random_resized_crop(x_BCHW: Tensor, size: int, min_area: float, flip: bool) 
 
 def resize_each(x_BCHW: Tensor, boxes_B5: Tensor, size: int) -> Tensor:
     """Resizes rectangles (top, height, left, width, whether mirrored) of uint8 images one by one: fast on a CPU."""
-    resized, boxes = [], boxes_B5.int().tolist()
-    with one_thread():
+    resized, boxes, threads = [], boxes_B5.int().tolist(), torch.get_num_threads()
+    torch.set_num_threads(1)  # operations so small that sharing them takes longer than doing them
+    try:
         for x_1CHW, (top, height, left, width, mirrored) in zip(x_BCHW.unsqueeze(1), boxes, strict=True):
             crop_1CHW = x_1CHW[..., top : top + height, left : left + width]
             crop_1CHW = interpolate(crop_1CHW, (size, size), mode="bilinear", antialias=True)
             resized.append(crop_1CHW.flip(3) if mirrored else crop_1CHW)
         return torch.cat(resized)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keeps torch's threads out of operations so small that sharing them takes longer than doing them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
     finally:
         torch.set_num_threads(threads)
 

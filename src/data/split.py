@@ -48,6 +48,25 @@ def stratified_split(
     return parts
 
 
+def part_sizes(sizes: Mapping[str, float], total: int, what: str) -> list[int]:
+    """Returns how many samples the parts get that are to be cut off.
+
+    Args:
+        sizes: Of each part: a number of samples, or below 1 a share.
+        total: How many there are.
+        what: The samples are, for the message.
+
+    Raises:
+        ConfigError: A size is neither, or a share of less than one.
+    """
+    counts = [round(size * total) if size < 1 else int(size) for size in sizes.values()]
+    for (part, size), count in zip(sizes.items(), counts, strict=True):
+        if count < 1 or (size > 1 and size != count):
+            number = f"a number of {what}, or below 1 a share of the {total} that is one at least"
+            raise ConfigError(f"data.{part}_size={size}: must be {number}")
+    return counts
+
+
 def cut_off(
     labels: Positions, sizes: Mapping[str, float], seed: int, class_names: Sequence[str], what: str
 ) -> dict[str, Positions]:
@@ -63,11 +82,7 @@ def cut_off(
     Raises:
         ConfigError: If a size makes no sense, nothing is left, or a class has too few samples for every part.
     """
-    counts = [round(size * len(labels)) if size < 1 else int(size) for size in sizes.values()]
-    for (part, size), count in zip(sizes.items(), counts, strict=True):
-        if count < 1 or (size > 1 and size != count):
-            number = f"a number of {what}, or below 1 a share of the {len(labels)} that is one at least"
-            raise ConfigError(f"data.{part}_size={size}: must be {number}")
+    counts = part_sizes(sizes, len(labels), what)
     left = len(labels) - sum(counts)
     if left < 1:
         asked = " and ".join(f"data.{part}_size={size}" for part, size in sizes.items())

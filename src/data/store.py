@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import shutil
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -127,18 +128,19 @@ def open_store(listing: Listing, size: int, cache: Path, memory: int, disk: int)
         ConfigError: If the store cannot be written.
     """
     needed = len(listing.paths) * size * size * 3
+    kept = needed if needed <= disk else 0
     kind = f"stored-{size}" if needed <= disk else f"checked-{size}"
     folder = cache / f"{kind}-{_key(listing)}"
-    if not _is_valid(folder, listing, size):
+    if not _is_valid(folder, listing, size, kept):
         partial = cache / f"{kind}.partial"
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(cache / f"{kind}.lock"):
-                if not _is_valid(folder, listing, size):  # it may be by now
+                if not _is_valid(folder, listing, size, kept):  # it may be by now
                     for old in (*cache.glob(f"{kind}-*"), partial):
                         shutil.rmtree(old, ignore_errors=True)
                     try:
-                        _build(listing, size, partial, needed if needed <= disk else 0)
+                        _build(listing, size, partial, kept)
                         partial.rename(folder)
                     finally:
                         shutil.rmtree(partial, ignore_errors=True)
@@ -167,11 +169,15 @@ def _read_index(folder: Path) -> dict[str, Any]:
         return {"digests": index["digests"], "moments": index["moments"], "faults": faults}
 
 
-def _is_valid(folder: Path, listing: Listing, size: int) -> bool:
-    """Whether there is a store, and what it calls bad still is: new permissions leave no trace in the file's times."""
-    if not folder.is_dir():
+def _is_valid(folder: Path, listing: Listing, size: int, kept: int) -> bool:
+    """Whether there is a whole store, and what it calls bad still is: new permissions leave a file's times alone."""
+    try:
+        faults = _read_index(folder)["faults"]
+        if (folder / IMAGES).stat().st_size != kept:
+            return False
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):  # there is none, or it is damaged
         return False
-    for position in _read_index(folder)["faults"]:
+    for position in faults:
         with contextlib.suppress(BadPhotoError):
             decode(listing.root / listing.paths[position], size)
             return False

@@ -20,8 +20,8 @@ def describe_environment(command: list[str]) -> dict[str, Any]:
         "command": command,
         "folder": str(Path.cwd()),
         "git": {
-            "commit": _git("rev-parse", "HEAD"),
-            "changed_files": (_git("status", "--porcelain") or "").splitlines(),
+            "commit": (_git("rev-parse", "HEAD") or b"").decode().strip() or None,
+            "changed_files": (_git("status", "--porcelain") or b"").decode(errors="replace").splitlines(),
         },
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -32,17 +32,19 @@ def describe_environment(command: list[str]) -> dict[str, Any]:
     }
 
 
-def uncommitted_changes() -> str | None:
-    """The difference of the tracked files from the last commit, None if there is none or no repository."""
-    return _git("diff", "HEAD") or None
+def uncommitted_changes() -> bytes | None:
+    """What `git apply` makes of the last commit the tracked files as they are; None if it is them, or there is none."""
+    # Whatever the person has set for reading differences is not for applying them.
+    plain = ("--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
+    return _git("diff", *plain, "HEAD") or None
 
 
-def _git(*arguments: str) -> str | None:
+def _git(*arguments: str) -> bytes | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True, timeout=30)
     except (FileNotFoundError, subprocess.SubprocessError):  # no git, or not a repository: the record says null
         return None
-    return done.stdout.rstrip("\n")
+    return done.stdout
 
 
 def _cpu_name() -> str:

@@ -184,9 +184,9 @@ def prepare(datamodule: DataModule, path: str | Path) -> Any:
         ConfigError: A sample cannot be used, or there are none.
     """
     inputs = datamodule.read_inputs(Path(path).expanduser())
+    inputs.check()
     batch = inputs.split[torch.arange(len(inputs.split))]
-    if inputs.problems:
-        raise ConfigError(*(f"{inputs.names[position]}: {reason}" for position, reason in inputs.problems.items()))
+    inputs.check()  # a split finds some while it reads
     return datamodule.on_after_batch_transfer(batch, 0).x
 
 

@@ -206,7 +206,7 @@ def _begin(composed: Composed) -> Run:
     (folder / "checkpoints").mkdir()
     (folder / "plots").mkdir()
     if changes := uncommitted_changes():
-        (folder / "uncommitted.diff").write_text(changes, encoding="utf-8")
+        (folder / "uncommitted.diff").write_bytes(changes)
     status = {
         **_attempt(cfg, folder),
         "run_id": run_id,

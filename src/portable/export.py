@@ -126,6 +126,7 @@ def references(
     if path is not None:
         datamodule = data_of(config, facts)
         inputs = datamodule.read_inputs(path)
+        inputs.check()
         split = inputs.split
     else:
         try:
@@ -138,8 +139,8 @@ def references(
     found = []
     for positions in (torch.arange(max(count, 2)) % count, torch.tensor([0])):
         batch = split[positions]
-        if path is not None and inputs.problems:  # a split finds them while it reads
-            raise ConfigError(*(f"{inputs.names[number]}: {reason}" for number, reason in inputs.problems.items()))
+        if path is not None:
+            inputs.check()  # a split finds some while it reads
         arrays = interface.arrays(batch.x)
         with torch.no_grad():
             output = module(datamodule.on_after_batch_transfer(batch, 0).x)

@@ -45,16 +45,21 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def loss_curves(rows: Rows, monitor: str = "val/loss") -> "Figure":
-    """The loss of training and validation, and the monitored metric where it is another, by epoch counted from 1."""
+    """The loss of training and validation, and the monitored metric where it is another, by epoch counted from 1.
+
+    By optimizer step where there are several validations in an epoch.
+    """
     kinds = list(dict.fromkeys(["loss", monitor.rpartition("/")[2]]))
     figure = _figure(5.2 * len(kinds), 3.9)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        series = {}
+        lines = {}
         for split, (name, _) in LINES.items():
-            pairs = [(row.get("epoch"), row.get(f"{split}/{kind}")) for row in rows]
-            if points := {epoch + 1: value for epoch, value in pairs if epoch is not None and value is not None}:
-                series[name] = list(points.items())
-        draw_lines(axes, series, "epoch", LABELS.get(kind, kind))
+            found = [(row.get("epoch"), row.get("step"), row.get(f"{split}/{kind}")) for row in rows]
+            if points := [(epoch + 1, step or 0, y) for epoch, step, y in found if epoch is not None and y is not None]:
+                lines[name] = points
+        x = int(any(len({point[0] for point in line}) < len(line) for line in lines.values()))
+        series = {name: [(point[x], point[2]) for point in line] for name, line in lines.items()}
+        draw_lines(axes, series, ("epoch", "step")[x], LABELS.get(kind, kind))
     return figure
 
 

@@ -85,8 +85,12 @@ class StoredRun:
 
     def perf(self) -> list[dict[str, float | None]]:
         """Wall-clock times and memory, a row for each value; by step; of a step taken again after a kill the last."""
-        lines: list[list[str]] = self.read("perf.csv", lambda text: list(csv.reader(complete_lines(text)))[1:], [])
-        latest = {(int(step), name): float(value) for step, name, value in lines}
+
+        def parse(text: str) -> dict[tuple[int, str], float]:
+            lines = list(csv.reader(complete_lines(text.replace("\0", ""))))[1:]
+            return {(int(step), name): float(value) for step, name, value in lines}
+
+        latest: dict[tuple[int, str], float] = self.read("perf.csv", parse, {})
         return [{"step": step, name: value} for (step, name), value in sorted(latest.items())]
 
     def best(self) -> tuple[float, int] | None:
@@ -155,11 +159,6 @@ def summary(run: StoredRun, keys: Iterable[str] = ()) -> Row:
         "seconds": run.status.get("seconds"),
         **{key: config.get(key) for key in keys},
     }
-
-
-def config_keys(runs: Iterable[StoredRun]) -> list[str]:
-    """All keys of the runs' configurations, in order."""
-    return list(dict.fromkeys(key for run in runs for key, _ in leaves(run.config)))
 
 
 def _computes(key: str) -> bool:

@@ -128,8 +128,11 @@ class WandbTracker(WandbLogger):
         """
         if self.decision.mode == "disabled":
             return
+        parts = self._parts()
+        if self.experiment and self.decision.mode == "online":  # the start has decided; it knows of no offline part
+            parts = [part for part in parts if part.name.startswith("run-") or any(part.glob("*.synced"))]
         with ThreadPoolExecutor() as pool:
-            for part in pool.map(history, self._parts()):
+            for part in pool.map(history, parts):
                 for item in part:
                     names = self._known.setdefault(int(item["trainer/global_step"]), set())
                     names.update(name.removesuffix("._type") for name in item)  # a picture is several entries
@@ -253,7 +256,7 @@ class WandbTracker(WandbLogger):
         )
 
     def _sync(self) -> str:
-        """The command that sends every part of the run which is on disk; a resumed run has several."""
+        """The command that sends every part of this mode; a resumed run has several."""
         kind = "offline-run" if self.decision.mode == "offline" else "run"
         return f"wandb sync {shlex.quote(os.path.relpath(self._folder))}/{kind}-*"
 

@@ -23,6 +23,7 @@ from src.data import graphs as graphs_module
 from src.data.base import Inputs
 from src.data.crystals import CrystalDataModule, CrystalsDataModule, EMTAlloysDataModule
 from src.data.graphs import build_arrays
+from src.data.mnist import MNISTDataModule
 from src.data.split import group_split
 from src.structures.emt import PURE, emt_alloy, formation_energy
 from tests.conftest import refusal_of
@@ -529,7 +530,7 @@ def test_no_formula_is_on_both_sides(tmp_path: Path) -> None:
     assert drawn["train"] & drawn["test"]
 
 
-def test_given_parts(tmp_path: Path) -> None:
+def test_given_parts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_cgcnn_folder(tmp_path, crystals(8))
     (folder / "train.txt").write_text("c4\n\n c1 \nc2\nc0\r\n")
     (folder / "val.txt").write_text("c5\nc6")
@@ -539,6 +540,11 @@ def test_given_parts(tmp_path: Path) -> None:
     assert {part: split.names for part, split in data.splits.items()} == {
         "train": ["c0", "c1", "c2", "c4"], "val": ["c5", "c6"], "test": ["c3"]
     }  # fmt: skip
+    assert f"{folder}: in none of train.txt, val.txt and test.txt: 1 of 8 crystals" in caplog.text
+    caplog.clear()
+    (folder / "test.txt").write_text("c3\nc7\n")
+    crystals_of(folder, split="files")
+    assert "in none of" not in caplog.text
     (folder / "test.txt").write_text("c3\nc8\n")
     assert refusal(folder, split="files") == f"{folder}/test.txt: there is no crystal 'c8'"
     (folder / "test.txt").write_text("c3\nc5\n")
@@ -547,17 +553,24 @@ def test_given_parts(tmp_path: Path) -> None:
     assert refusal(folder, split="files") == "data.split=files: no crystals for the part test"
 
 
-@pytest.mark.parametrize("size", [8, 1.5, 0.0, -1, 9])
+@pytest.mark.parametrize("size", [0.01, 1.5, 0.0, -1])
 def test_sizes_that_make_no_sense(tmp_path: Path, size: float) -> None:
     folder = write_cgcnn_folder(tmp_path, crystals(8))
     assert refusal(folder, val_size=size) == (
-        f"data.val_size={size}: must be a share of the 8 crystals, below 1, or a number of them"
+        f"data.val_size={size}: must be a number of crystals, or below 1 a share of the 8 that is one at least"
     )
 
 
 def test_sizes_that_leave_nothing(tmp_path: Path) -> None:
     folder = write_cgcnn_folder(tmp_path, crystals(8))
-    assert refusal(folder, val_size=4, test_size=4) == ("data.split=random: no crystals for the part train")
+    for size in (6, 8, 9):
+        assert refusal(folder, val_size=size) == "data.split=random: no crystals for the part train"
+
+
+def test_a_tilde_is_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert EMTAlloysDataModule("~/sets", 4, **{"dataset_seed": 0, **COMMON}).folder == tmp_path / "sets/emt_alloys"
+    assert MNISTDataModule("~/sets", batch_size=12, val_size=30, split_seed=0, seed=3).root == tmp_path / "sets"
 
 
 # --- alloys

@@ -160,6 +160,21 @@ def test_is_built_anew_when_the_files_change(root: Path, decoded: list[str], cha
     assert len(folders(root)) == 1  # the old one is gone
 
 
+@pytest.mark.parametrize("name", ["images.u8", "index.npz"])
+@pytest.mark.parametrize("rest", [None, 1000])
+def test_is_built_anew_when_it_is_damaged(root: Path, decoded: list[str], name: str, rest: int | None) -> None:
+    """As where a cache was copied and the copy broke off."""
+    expected = opened(root).images.gather(torch.arange(42))
+    path = root / ".cache" / folders(root)[0] / name
+    if rest is None:
+        path.unlink()
+    else:
+        os.truncate(path, rest)
+    decoded.clear()
+    assert torch.equal(opened(root).images.gather(torch.arange(42)), expected)
+    assert len(decoded) == 42
+
+
 def test_sizes_stand_side_by_side(root: Path, decoded: list[str]) -> None:
     opened(root, 16)
     opened(root, 24)

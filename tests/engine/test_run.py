@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -116,3 +117,29 @@ def test_environment_and_configuration_are_recorded(composed: Composed) -> None:
     assert environment["cpu"]["cores"] == os.cpu_count()
     text = (run.folder / "config.yaml").read_text()
     assert "_target_: torch.optim.Adam" in text
+
+
+def test_uncommitted_changes_can_be_applied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of texts in any encoding, with any line ends, and of what is no text; whatever git is told for reading."""
+    from src.engine import environment
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=b", *words], cwd=tmp_path, check=True)
+
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    assert environment.uncommitted_changes() is None
+    before = {"latin.txt": b"caf\xe9\n", "dos.txt": b"a\r\nb\r\n", "binary": bytes(range(256)), "none": b"no end"}
+    after = {name: content + b"\xe9\r\n\n" for name, content in before.items()}
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+    for words in (["init", "-q"], ["config", "diff.noprefix", "true"], ["add", "."], ["commit", "-qm", "first"]):
+        git(*words)
+    assert environment.uncommitted_changes() is None
+    for name, content in after.items():
+        (tmp_path / name).write_bytes(content)
+    changes = environment.uncommitted_changes()
+    assert changes is not None
+    git("checkout", "-q", ".")
+    (tmp_path / "uncommitted.diff").write_bytes(changes)
+    git("apply", "uncommitted.diff")
+    assert {name: (tmp_path / name).read_bytes() for name in after} == after

@@ -104,6 +104,16 @@ def test_a_killed_run_shows_no_sign_of_life_and_then_goes_on(tmp_path: Path) -> 
     assert "trainer.max_epochs: 2 → 3" in shown and "resume=last trainer.max_epochs=3" in shown
 
 
+def test_the_worst_samples_are_told_by_what_the_data_set_knows_of_them(tmp_path: Path) -> None:
+    write_regression(folder := write_run(tmp_path / "a"))
+    path = folder / "results/test.json"
+    assert "id formula prediction target error Cu3Au-3 Cu3 Au" in text(write_report(folder))
+    content = json.loads(path.read_text())
+    content["worst"][0].pop("formula")
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert "id prediction target error Cu3Au-3" in text(write_report(folder))
+
+
 def test_pages_need_neither_torch_nor_network(tmp_path: Path) -> None:
     write_classification(write_run(tmp_path / "runs/a/b"), ["cat", "dog"])
     code = (
@@ -136,7 +146,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     (folder / "events.jsonl").write_text(
         '{"time": "2026-01-31T12:00:00+00:00", "event": "start", "host": "a\u2028b"}\n{"time": "20'
     )
-    (folder / "perf.csv").write_text("step,name,value\n9,perf/memory_mb,100.0\n19,perf/memo")
+    (folder / "perf.csv").write_text("step,name,value\n9,perf/memory_mb,100.0\n\0\0\0\0")
     (folder / "results").mkdir()
     (folder / "results/test.json").write_text("[]")
     (folder / "plots").mkdir()
@@ -145,6 +155,9 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     for name in ("facts.json", "environment.json", "results/test.json", "plots/training_batch.png"):
         assert f"{name} is damaged" in shown
     assert "0.7500 val/acc, best, in epoch 2" in shown and "memory (MB)" in shown and "start host a b" in shown
+    with open(folder / "perf.csv", "a", encoding="utf-8") as file:
+        file.write("\n29,perf/memory_mb29,perf/memory_mb,100.0\n")  # a torn line, and the next one glued to it
+    assert "perf.csv is damaged" in text(write_report(folder))
     (folder / "config.yaml").write_text("seed: [")
     (folder / "status.json").write_text("")
     shown = text(write_report(folder))

@@ -57,6 +57,21 @@ def test_curves_hold_the_rows_by_epoch() -> None:
     assert accuracy == {"validation": ([1, 2, 3], [0.5, 0.75, 0.875])}
 
 
+def test_several_validations_in_an_epoch_are_drawn_by_step() -> None:
+    rows: list[dict[str, float | None]] = [
+        {"step": 4, "epoch": 0, "val/loss": 3.0},
+        {"step": 9, "epoch": 0, "train/loss": 2.0, "val/loss": 2.5},
+        {"step": 14, "epoch": 1, "val/loss": 2.0},
+        {"step": 19, "epoch": 1, "train/loss": 1.0, "val/loss": 1.5},
+    ]
+    figure = loss_curves(rows)
+    assert curves(figure, 0) == {
+        "training": ([9, 19], [2.0, 1.0]),
+        "validation": ([4, 9, 14, 19], [3.0, 2.5, 2.0, 1.5]),
+    }
+    assert figure.axes[0].get_xlabel() == "step"
+
+
 def test_axes_are_labelled_in_words() -> None:
     spelled = {"acc": "accuracy", "f1": "macro F1", "mae": "mean absolute error", "kappa": "kappa"}
     for kind, label in spelled.items():

@@ -675,6 +675,25 @@ def test_online_until_the_server_dies_and_the_end_does_not_wait_for_it(
     assert [path for path in files(tmp_path / "run") if key in path.read_bytes()] == []
 
 
+@pytest.mark.parametrize("synced", [False, True])
+def test_what_was_logged_offline_is_sent_online_but_once(
+    synced: bool, server: str, tracker: Factory, tmp_path: Path
+) -> None:
+    first = tracker(mode="offline")
+    first.log_metrics({"a": 1.640625}, 0)
+    first.finish(1)
+    (offline,) = segments(tmp_path / "run")
+    if synced:
+        (log,) = offline.glob("*.wandb")
+        log.with_suffix(".wandb.synced").touch()  # as `wandb sync` does
+    second = tracker(mode="online", init_timeout=10)
+    second.catch_up([{"step": 0, "a": 1.640625}])
+    second.log_metrics({"a": 2.640625}, 1)
+    second.finish(0)
+    (online,) = set(segments(tmp_path / "run")) - {offline}
+    assert [row["a"] for row in history(records(online)) if "a" in row] == [1.640625] * (not synced) + [2.640625]
+
+
 def test_a_background_process_that_hangs_does_not_hold_up_the_end(
     tracker: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
