@@ -156,4 +156,6 @@ def _refusal(key: str, pair: tuple[Any, Any], cfg: Mapping[str, Any], status: Ma
             return f"{key}={new}: {schedule.name} was laid out for {key}={old} and cannot be stretched"
     if key == "trainer.max_epochs" and pair[1] is not None and 0 <= pair[1] <= status.get("epoch", 0):
         return f"{key}={new}: the run is in epoch {status['epoch']} already (counted from 0)"
+    if key == "trainer.max_steps" and pair[1] is not None and 0 <= pair[1] <= status.get("step", 0):
+        return f"{key}={new}: the run has done {status['step']} steps already"
     return None

@@ -15,7 +15,7 @@ from torch import Tensor
 from src.data.base import Batch
 from src.engine.checkpoint import AtomicCheckpointIO, restore_module
 from src.engine.run import Run
-from src.modules.base import BaseModule
+from src.modules.base import BaseModule, step_number
 from src.modules.metrics import NonFiniteLossError
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -45,11 +45,11 @@ class BlackBox(Callback):
         if not math.isfinite(loss.item()):
             self._save(trainer, pl_module, "loss")
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks at the gradient; not under fp16's scaler, which meets infinite ones by a smaller scale."""
         if trainer.precision == "16-mixed":
             return
-        groups = optimizer.param_groups
+        groups = trainer.optimizers[0].param_groups
         gradients = [grad for group in groups for weight in group["params"] if (grad := weight.grad) is not None]
         # Sums show what norms would, sooner; one look at the device for all of them.
         if gradients and not math.isfinite(
@@ -64,7 +64,7 @@ class BlackBox(Callback):
         again = datamodule.splits["train"][index.cpu()].to(index.device)
         datamodule.seed_batch(trainer.fit_loop.total_batch_idx)
         datamodule.on_after_batch_transfer(again, 0)  # now the random states are those before the net
-        step = trainer.fit_loop.total_batch_idx // trainer.accumulate_grad_batches
+        step = step_number(trainer, trainer.fit_loop.total_batch_idx)
         dump = {
             "config": self.run.cfg,
             "hyper_parameters": dict(module.hparams),

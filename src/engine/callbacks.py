@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from src.engine.run import Run
-from src.modules.base import BaseModule
+from src.modules.base import BaseModule, steps_of
 from src.tracking.local import LocalLogger
 
 
@@ -59,22 +59,27 @@ class Reporter(Callback):
         self.run, self.best = run, best
         self._every, self._due, self._learning_rate, self._gradient_norm = 1, False, 0.0, torch.zeros(())
         self._rows_began = self._epoch_began = self._waited = 0.0
+        self._last_row = 0  # how many batches of the epoch were done then
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clocks of an epoch that a resumed run is in the middle of: that epoch does not start again."""
         self._rows_began, self._waited = clocks(trainer)
         self._epoch_began = self._rows_began
-        steps = int(trainer.num_training_batches // trainer.accumulate_grad_batches)
-        self._every = max(1, min(trainer.log_every_n_steps, steps))  # type: ignore[attr-defined]
+        self._last_row = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        steps = steps_of(trainer, int(trainer.num_training_batches))
+        self._every = min(trainer.log_every_n_steps, steps) or 1  # type: ignore[attr-defined]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clocks, and notes the best score so far: its callback is the last to act on an epoch's end."""
-        self.run.update(epoch=trainer.current_epoch, best=self.best_score())
+        self.run.update(epoch=trainer.current_epoch, step=trainer.global_step, best=self.best_score())
         self.on_train_start(trainer, pl_module)
+        self._last_row = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Notes the learning rate that the batch is trained with; when it ends, the schedule has moved on."""
-        self._due = (batch_idx + 1) % (self._every * trainer.accumulate_grad_batches) == 0
+        done = batch_idx + 1
+        steps = done % trainer.accumulate_grad_batches == 0 or done == trainer.num_training_batches
+        self._due = steps and steps_of(trainer, done) % self._every == 0
         if self._due:
             self._learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
 
@@ -91,10 +96,11 @@ class Reporter(Callback):
             return
         assert isinstance(pl_module, BaseModule)
         pl_module.check_finite("train")
-        batches = self._every * trainer.accumulate_grad_batches
+        batches, self._last_row = batch_idx + 1 - self._last_row, batch_idx + 1
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning has divided it
         row = {
             "epoch": trainer.current_epoch,
-            "train/loss_step": float(trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")),
+            "train/loss_step": float(trainer.strategy.reduce(loss, reduce_op="mean")),
             "train/lr": self._learning_rate,
             "train/grad_norm": float(self._gradient_norm),
         }
@@ -120,6 +126,10 @@ class Reporter(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the best score of the run."""
+        self.run.update(step=trainer.global_step, best=self.best_score())
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Notes the best score so far."""
         self.run.update(best=self.best_score())
 
     def best_score(self) -> dict[str, Any] | None:

@@ -60,6 +60,9 @@ def plan_run(composed: Composed) -> Plan:
     with collected(problems):
         if cfg["logger"].get("_target_") == "src.tracking.wandb.WandbTracker":
             check_tracker(cfg["logger"])
+    for name, node in cfg["callbacks"].items():
+        with collected(problems):
+            check_callback(name, node)
     trainer = None
     with collected(problems):
         trainer = bare_trainer(cfg["trainer"])
@@ -155,6 +158,18 @@ def check_monitor(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(f"monitor.mode={cfg['monitor']['mode']}: {metric} is better when {better}imal; set {better}")
 
 
+def check_callback(name: str, node: Mapping[str, Any]) -> None:
+    """Builds a callback once, for the arguments that it refuses itself.
+
+    Raises:
+        ConfigError: In its own words.
+    """
+    try:
+        build(node, Callback)
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"callbacks.{name}: {' '.join(str(error).split())}") from error
+
+
 def bare_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = ()) -> Trainer:
     """Builds a Trainer that writes nothing: to evaluate, to predict, and to hear of what it cannot do here.
 
@@ -247,7 +262,7 @@ def check_optimization(module: BaseModule, datamodule: DataModule, trainer: Trai
         module.build_optimization(trainer, datamodule.batches_per_epoch(trainer.world_size))
     except ConfigError:
         raise
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
         raise ConfigError(f"optimizer or scheduler: {error}") from error
 
 

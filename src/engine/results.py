@@ -45,11 +45,13 @@ def finished_before(composed: Composed) -> dict[str, float] | None:
     resumed = composed.resumed
     if resumed is None or resumed.status.get("state") != "finished" or resumed.extends:
         return None
-    print(
-        f"this run is finished already (trainer.max_epochs={composed.cfg['trainer'].get('max_epochs')}, "
-        f"early_stopping.patience={composed.cfg['early_stopping']['patience']}): raise what ended it to train on, "
-        f"or start a new run from its weights with model.weights={resumed.folder}"
-    )
+    trainer, patience = composed.cfg["trainer"], composed.cfg["early_stopping"]["patience"]
+    names = ("max_epochs", "max_steps", "max_time", "fast_dev_run")
+    limits = [f"trainer.{name}={trainer[name]}" for name in names if trainer.get(name) not in (None, -1, False)]
+    limits += [f"early_stopping.patience={patience}"] * (patience is not None)
+    best = (resumed.folder / "checkpoints/best.ckpt").is_file()
+    way_out = f", or start a new run from its weights with model.weights={resumed.folder}" if best else ""
+    print(f"this run is finished already ({', '.join(limits)}): raise what ended it to train on{way_out}")
     print(f"run folder: {resumed.folder}", flush=True)
     return {name: float(value) for name, value in resumed.status["metrics"].items()}
 

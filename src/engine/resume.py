@@ -48,6 +48,7 @@ class ResumePoints(Callback):
         self._saving = self._ended = False
         self._due, self._signum = False, 0
         self._restored: dict[str, Any] = {}
+        self._cut_short: dict[str, Any] = {}  # what a point holds where training ended inside an epoch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts over, if the run died before its first point."""
@@ -71,6 +72,7 @@ class ResumePoints(Callback):
             trainer.callback_metrics.update(self._restored["callback_metrics"])
             extends = self.run.resumed is not None and self.run.resumed.extends
             trainer.should_stop = self._restored["ended"] and not extends
+            trainer.fit_loop._restarting = False  # for the rest of the epoch, it would leave out a plateau's step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Saves if it is time to, then stops if a signal has come."""
@@ -93,8 +95,10 @@ class ResumePoints(Callback):
         self._validated_at = trainer.fit_loop.total_batch_idx + 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes it on the timeline."""
+        """Notes it on the timeline; an end inside the epoch is one that can be gone on from as if there were none."""
         self.run.note("epoch", epoch=trainer.current_epoch, step=trainer.global_step)
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches:
+            self._cut_short = self._content(trainer, pl_module)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -113,22 +117,27 @@ class ResumePoints(Callback):
         checkpoint["config"] = self.run.cfg
         if not self._saving:
             return
-        assert isinstance(pl_module, BaseModule)
-        checkpoint["point"] = {
-            "train_sums": gather(trainer, pl_module.epoch_metrics("train").sums()),
-            "callback_metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
-            "log_size": sum(logger.size() for logger in trainer.loggers if isinstance(logger, LocalLogger)),
-            "ended": self._ended,
-        }
-        if self._ended:
-            return
+        checkpoint["point"] = {**(self._cut_short or self._content(trainer, pl_module)), "ended": self._ended}
         fit_loop = checkpoint["loops"]["fit_loop"]
         batches, epochs = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]
+        if self._cut_short:
+            for count in ("total", "current"):
+                epochs[count]["processed"] = epochs[count]["completed"] = epochs[count]["ready"] - 1
+        if self._ended:
+            return
         batches["is_last_batch"] = False
         for count in ("total", "current"):
             batches[count]["ready"] -= 1
             if batches["current"]["completed"] == 0:  # the epoch has not begun either
                 epochs[count]["ready"] = epochs[count]["started"] = epochs[count]["processed"]
+
+    def _content(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        assert isinstance(pl_module, BaseModule)
+        return {
+            "train_sums": gather(trainer, pl_module.epoch_metrics("train").sums()),
+            "callback_metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
+            "log_size": sum(logger.size() for logger in trainer.loggers if isinstance(logger, LocalLogger)),
+        }
 
     def _agreed(self, trainer: Trainer, batch_idx: int) -> tuple[int, bool]:
         """The signal that has come to any process, 0 if none, and whether a save is overdue on any."""

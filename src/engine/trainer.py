@@ -76,6 +76,8 @@ def build_trainer(plan: Plan, run: Run) -> Trainer:
         num_sanity_val_steps=0,  # the preflight has looked already
         use_distributed_sampler=False,  # ours pads nothing
     )
+    # Else a run of so many steps that goes on at an epoch's beginning first makes an empty pass, which counts a step.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     # Lightning's handlers stay out: they end a run without a save, and requeue a job before it has a point.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer

@@ -164,7 +164,7 @@ class BaseModule(LightningModule):
         batch = self.trainer.fit_loop.total_batch_idx - (ago if split == "train" else 0)
         if batch < 0:  # an evaluation alone
             raise NonFiniteLossError(f"the {split} loss is not finite")
-        step = batch // self.trainer.accumulate_grad_batches
+        step = step_number(self.trainer, batch)
         raise NonFiniteLossError(
             f"the {split} loss is not finite at step {step} (epoch {self.current_epoch}); "
             "a smaller optimizer.lr or trainer.gradient_clip_val=1.0 is the usual remedy"
@@ -229,6 +229,17 @@ def blocks(net: nn.Module) -> Iterator[nn.Module]:
             yield from child.children()
         else:
             yield child
+
+
+def steps_of(trainer: Trainer, batches: int) -> int:
+    """How many optimizer steps so many batches of an epoch take: its last ones step even where they are fewer."""
+    return math.ceil(batches / trainer.accumulate_grad_batches)
+
+
+def step_number(trainer: Trainer, batch: int) -> int:
+    """The optimizer step that a batch is part of, both counted from 0 over the whole run."""
+    whole, inside = divmod(batch, int(trainer.num_training_batches))
+    return whole * steps_of(trainer, int(trainer.num_training_batches)) + inside // trainer.accumulate_grad_batches
 
 
 def limited(batches: int, limit: int | float) -> int:

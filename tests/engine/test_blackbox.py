@@ -91,6 +91,19 @@ def test_the_step_is_saved_and_replayed(
     assert f"the first value that is not finite: {found}" in printed
 
 
+@pytest.mark.parametrize("fault", ["gradient", "loss"], indirect=True)
+def test_the_batch_that_went_wrong_is_the_one_saved_of_those_that_a_step_collects(
+    fault: str, train: Train, run_folders: Folders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Batch 37 is the fourth of the third epoch; each epoch takes four steps, the last of them of two batches."""
+    with pytest.raises(NonFiniteLossError, match=rf"the train {fault} is not finite at step 8 \(epoch 2\); the first"):
+        train("model=mlp", "trainer.accumulate_grad_batches=5", "trainer.limit_train_batches=17")
+    path = run_folders()[0] / "black_box/step-8.pt"
+    capsys.readouterr()
+    replay([str(path)])
+    assert "the first value that is not finite: " in capsys.readouterr().out
+
+
 def expected_positions(folder: Path, step: int) -> list[int]:
     from src.data.sampler import TrainSampler
 

@@ -74,6 +74,20 @@ def test_the_logged_norm_is_that_of_the_step_before_clipping(
         assert moved == pytest.approx([clip] * 10, rel=1e-3) and min(norms) > 20 * clip
 
 
+def test_a_row_of_a_step_of_several_batches(train: Train, run_folders: Folders) -> None:
+    """Its loss is that of the step's last batch, and the epoch's last step has a row although it has fewer batches."""
+    still = [*SMALL, "optimizer.lr=1e-12", "trainer.max_epochs=2"]
+    train(*still)
+    train(*still, "trainer.accumulate_grad_batches=3")
+    train(*still, "trainer.accumulate_grad_batches=30")
+    single, three, all_of_them = (values(folder, "train/loss_step") for folder in run_folders())
+    last = [batch for epoch in (0, 20) for batch in (*range(epoch + 2, epoch + 20, 3), epoch + 19)]
+    assert three == pytest.approx([single[batch] for batch in last], rel=1e-6)
+    assert all_of_them == pytest.approx([single[19], single[39]], rel=1e-6)
+    steps = [row["step"] for row in metric_rows(run_folders()[1]) if "train/loss_step" in row]
+    assert steps == list(range(14))
+
+
 def test_frozen_weights_have_no_part_in_the_norm(moved: list[float], train: Train, run_folders: Folders) -> None:
     overrides = ["model=mlp", "model.freeze=backbone", "optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0"]
     train(*SMALL, *overrides, "optimizer.nesterov=false", "optimizer.weight_decay=0", "trainer.max_epochs=1")

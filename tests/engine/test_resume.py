@@ -24,8 +24,18 @@ CASES = {
     "mlp, one-cycle, every 7 steps": [
         "model=mlp", "scheduler=one_cycle", "trainer.max_epochs=4", "checkpoint.every_n_steps=7",
     ],
-    "mlp, epochs only, plateau": [
-        "model=mlp", "optimizer=sgd", "scheduler=plateau", "scheduler.patience=0", "trainer.max_epochs=4",
+    "plateau": [
+        "model=mlp", "optimizer.lr=0.3", "scheduler=plateau", "scheduler.patience=0", "trainer.max_epochs=5",
+        "checkpoint.every_n_steps=3",
+    ],
+    "so many steps, epochs only": [
+        "model=mlp", "scheduler=cosine", "trainer.max_epochs=-1", "trainer.max_steps=70",
+        "trainer.log_every_n_steps=1",
+    ],
+    "so many steps, accumulation that epochs do not divide by, plateau": [
+        "optimizer.lr=3.0", "scheduler=plateau", "scheduler.patience=0", "trainer.max_epochs=-1",
+        "trainer.max_steps=24", "trainer.accumulate_grad_batches=3", "trainer.log_every_n_steps=1",
+        "checkpoint.every_n_steps=2",
     ],
     "by the clock": ["model=mlp", "trainer.max_epochs=3", "checkpoint.every_minutes=0.0003"],
     "moving average": [
@@ -98,6 +108,27 @@ def test_killed_and_resumed_equals_uninterrupted(case: str, data: None, tmp_path
     report = status(killed)
     assert (report["state"], len(report["resumes"])) == ("finished", 3)
     assert [entry["after"] for entry in report["resumes"]] == ["running"] * 3
+
+
+@pytest.mark.parametrize(
+    ("end", "further"),
+    [
+        (["trainer.max_steps=30"], ["trainer.max_steps=55"]),
+        (["trainer.max_steps=40"], ["trainer.max_steps=55"]),
+        (["trainer.max_steps=30", "trainer.accumulate_grad_batches=2"], ["trainer.max_steps=37"]),
+    ],
+)
+def test_a_run_of_so_many_steps_is_extended(end: list[str], further: list[str], tmp_path: Path) -> None:
+    """Where it ended inside an epoch, that epoch goes on, as if it had not ended."""
+    common = [*QUICK, *SMALL, "trainer.max_epochs=-1", "scheduler=exponential", "scheduler.gamma=0.5"]
+    output = tmp_path / "output"
+    assert run_forked([*common, *end, *further, f"runs_dir={tmp_path / 'whole'}"], output) == 0, output.read_text()
+    assert run_forked([*common, *end], output) == 0, output.read_text()
+    (extended,), (whole,) = ((tmp_path / name).glob("*/*") for name in ("runs", "whole"))
+    assert run_forked([f"resume={extended}", "trainer.max_steps=20"], output) == 2
+    assert "error: trainer.max_steps=20: the run has done" in output.read_text()
+    assert run_forked([f"resume={extended}", *further], output) == 0, output.read_text()
+    assert fingerprint(extended) == fingerprint(whole)
 
 
 @pytest.fixture
