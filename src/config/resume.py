@@ -47,8 +47,11 @@ def compose_run(overrides: Sequence[str]) -> Composed:
     if "resume" not in own:
         composed = compose(rest)
         folder = slurm_folder(composed.cfg)
-        is_requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-        return _continued(folder, []) if is_requeued and folder and (folder / "config.yaml").is_file() else composed
+        is_requeued = folder is not None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        for earlier in [folder, *sorted(folder.parent.glob(f"{folder.name}-*"))] if folder and is_requeued else []:
+            if read_status(earlier).get("command", [])[3:] == list(composed.overrides):  # a job may have several runs
+                return _continued(earlier, [])
+        return composed
     if not own["resume"]:
         raise ConfigError("resume=last|RUN_DIR: say which run goes on")
     selection: dict[str, Any] = {}
@@ -136,6 +139,11 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple
             yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
     elif old != new:
         yield path, (old, new)
+
+
+def is_extended(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a configuration lets a run train on that has ended with another."""
+    return any(_is_within(key, EXTENDING - {"test"}) for key, _ in differences(old, new))
 
 
 def _is_within(key: str, names: Iterable[str]) -> bool:

@@ -149,11 +149,11 @@ INJECTED: dict[str, dict[str, str]] = {
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32, "seed"),
     ("at least 1", lambda value: value >= 1, "data.batch_size early_stopping.patience checkpoint.every_n_steps"),
-    ("at least 1", lambda value: value >= 1, "trainer.num_nodes trainer.accumulate_grad_batches"),
+    ("at least 1", lambda value: value >= 1, "trainer.accumulate_grad_batches"),
     ("at least 1", lambda value: value >= 1, "trainer.log_every_n_steps model.unfreeze_epoch scheduler.step_size"),
-    ("at least 1", lambda value: value >= 1, "trainer.check_val_every_n_epoch"),
     ("at least 1, or -1 for no limit", lambda value: value >= 1 or value == -1, "trainer.max_epochs trainer.max_steps"),
-    ("at least 1", lambda value: value >= 1, "data.num_structures data.num_neighbors"),
+    ("at least 1", lambda value: value >= 1, "data.num_structures data.num_neighbors data.image_size data.store_size"),
+    ("at least 1", lambda value: value >= 1, "trainer.num_nodes trainer.check_val_every_n_epoch"),
     ("above 0", lambda value: 0 < value < inf, "data.val_size data.test_size data.cutoff checkpoint.every_minutes"),
     ("above 0", lambda value: 0 < value < inf, "optimizer.lr optimizer.param_groups.head_lr"),
     ("above 0", lambda value: 0 < value < inf, "trainer.val_check_interval trainer.gradient_clip_val"),
@@ -161,12 +161,10 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("0 or more", lambda value: 0 <= value < inf, "data.dataset_seed scheduler.warmup_epochs early_stopping.min_delta"),
     ("0 or more", lambda value: 0 <= value < inf, "data.crop_padding model.mixup model.cutmix data.fold"),
     ("at least 2", lambda value: value >= 2, "data.num_folds"),
-    ("at least 0 and below 1", lambda value: 0 <= value < 1, "model.label_smoothing"),
-    ("at least 1", lambda value: value >= 1, "data.image_size data.store_size"),
+    ("at least 0 and below 1", lambda value: 0 <= value < 1, "model.label_smoothing data.jitter"),
     ("at least 1", lambda value: value >= 1, "callbacks.find_lr.num_steps callbacks.find_batch_size.repeats"),
     ("0 or more", lambda value: 0 <= value < inf, "data.memory_budget_mb data.disk_budget_mb"),
     ("above 0 and at most 1", lambda value: 0 < value <= 1, "data.crop_scale"),
-    ("at least 0 and below 1", lambda value: 0 <= value < 1, "data.jitter"),
 )
 RULES = {key: (text, test) for text, test, keys in _RULES for key in keys.split()}
 """What a number must be, beyond its type: in words, and as a test."""

@@ -1,6 +1,7 @@
 """Training the head alone, and later the whole net."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -9,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.optim import Optimizer
 
+from src.engine.checkpoint import read_plain
 from src.modules.base import BaseModule
 from src.modules.optimization import head_of, parameter_groups
 
@@ -25,11 +27,12 @@ class Finetuning(BaseFinetuning):
 
     Args:
         unfreeze_epoch: The first epoch that trains the whole net; None: never.
+        point: The checkpoint that the run goes on from.
     """
 
-    def __init__(self, unfreeze_epoch: int | None) -> None:
+    def __init__(self, unfreeze_epoch: int | None, point: Path | None = None) -> None:
         super().__init__()
-        self.unfreeze_epoch, self.unfrozen = unfreeze_epoch, False
+        self.unfreeze_epoch, self.point, self.unfrozen = unfreeze_epoch, point, False
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {**super().state_dict(), "unfrozen": self.unfrozen}
@@ -41,9 +44,10 @@ class Finetuning(BaseFinetuning):
         """
         set_trainable(pl_module, False)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Unfreezes what was unfrozen when the checkpoint was saved, before the optimizer is built."""
-        if trainer.state.fn == "fit" and checkpoint["callbacks"].get(self.state_key, {}).get("unfrozen"):
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Freezes; what was unfrozen at the point to go on from stays so, before any strategy builds the optimizer."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and self.point and read_plain(self.point)["callbacks"][self.state_key]["unfrozen"]:
             self.unfrozen = True
             set_trainable(pl_module, True)
 

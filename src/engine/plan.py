@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from src.config import Composed, ConfigError, build, resolve_target
@@ -61,8 +61,9 @@ def plan_run(composed: Composed) -> Plan:
         if cfg["logger"].get("_target_") == "src.tracking.wandb.WandbTracker":
             check_tracker(cfg["logger"])
     for name, node in cfg["callbacks"].items():
-        with collected(problems):
-            check_callback(name, node)
+        with collected(problems), refused(f"callbacks.{name}"):
+            if isinstance(build(node, Callback), WeightAveraging) and cfg["trainer"].get("strategy") == "fsdp":
+                raise ConfigError(f"callbacks.{name}: trainer.strategy=fsdp splits the weights: none could be averaged")
     trainer = None
     with collected(problems):
         trainer = bare_trainer(cfg["trainer"])
@@ -158,16 +159,15 @@ def check_monitor(cfg: Mapping[str, Any]) -> None:
         raise ConfigError(f"monitor.mode={cfg['monitor']['mode']}: {metric} is better when {better}imal; set {better}")
 
 
-def check_callback(name: str, node: Mapping[str, Any]) -> None:
-    """Builds a callback once, for the arguments that it refuses itself.
-
-    Raises:
-        ConfigError: In its own words.
-    """
+@contextmanager
+def refused(section: str) -> Iterator[None]:
+    """Makes a ConfigError of what the classes of a section refuse, in their own words."""
     try:
-        build(node, Callback)
-    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"callbacks.{name}: {' '.join(str(error).split())}") from error
+        yield
+    except ConfigError:
+        raise
+    except (MisconfigurationException, ValueError, TypeError, IndexError, RuntimeError, ImportError) as error:
+        raise ConfigError(f"{section}: {' '.join(str(error).split())}") from error
 
 
 def bare_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = ()) -> Trainer:
@@ -177,7 +177,7 @@ def bare_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = (
         ConfigError: More GPUs than there are, an unknown precision, ...
     """
     check_devices(arguments)
-    try:
+    with refused("trainer"):
         return Trainer(
             **with_strategy(arguments),
             logger=False,
@@ -186,8 +186,6 @@ def bare_trainer(arguments: Mapping[str, Any], callbacks: Sequence[Callback] = (
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
             use_distributed_sampler=False,  # ours pads nothing
         )
-    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def check_devices(arguments: Mapping[str, Any]) -> None:
@@ -219,6 +217,10 @@ def check_length(cfg: Mapping[str, Any], datamodule: DataModule, trainer: Traine
     batches = limited(whole, trainer.limit_train_batches)
     if batches == 0:
         raise ConfigError(f"trainer.limit_train_batches={trainer.limit_train_batches}: leaves none of {whole} batches")
+    for split in ("val", "test"):
+        samples, limit = len(datamodule.splits[split]), getattr(trainer, f"limit_{split}_batches")
+        if limit and limited(math.ceil(samples / datamodule.batch_size), limit) == 0:
+            raise ConfigError(f"trainer.limit_{split}_batches={limit}: leaves none of the batches of {samples} samples")
     every, interval = trainer.check_val_every_n_epoch, getattr(trainer, "val_check_interval", None)
     first = math.inf  # by the clock: nobody knows
     if interval is not None:
@@ -258,12 +260,8 @@ def check_optimization(module: BaseModule, datamodule: DataModule, trainer: Trai
             raise ConfigError("trainer.strategy=fsdp: fused SGD takes no split weights: optimizer.fused=false")
         if not node.get("momentum"):  # Lightning finds no state where it reads the checkpoint
             raise ConfigError("trainer.strategy=fsdp: SGD without momentum cannot be restored: optimizer.momentum=0.9")
-    try:
+    with refused("optimizer or scheduler"):
         module.build_optimization(trainer, datamodule.batches_per_epoch(trainer.world_size))
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, RuntimeError, IndexError) as error:
-        raise ConfigError(f"optimizer or scheduler: {error}") from error
 
 
 def preflight(module: BaseModule, datamodule: DataModule) -> None:

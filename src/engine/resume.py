@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from src.config.resume import is_extended
 from src.engine import signals
 from src.engine.callbacks import log_row
 from src.engine.checkpoint import commit_mark
@@ -58,7 +59,9 @@ class ResumePoints(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Cuts the log back to the point."""
         if trainer.state.fn == "fit":
-            self._restored = checkpoint["point"]
+            # Found out here, it is the same on every process, and the next time too if this one is killed.
+            extends = is_extended(checkpoint["config"], self.run.cfg)
+            self._restored = checkpoint["point"] | ({"ended": False} if extends else {})
             cut_back(trainer, self._restored["log_size"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,8 +73,7 @@ class ResumePoints(Callback):
             for sums in self._restored["train_sums"][trainer.global_rank :: trainer.world_size]:
                 pl_module.epoch_metrics("train").merge(sums)
             trainer.callback_metrics.update(self._restored["callback_metrics"])
-            extends = self.run.resumed is not None and self.run.resumed.extends
-            trainer.should_stop = self._restored["ended"] and not extends
+            trainer.should_stop = self._restored["ended"]
             trainer.fit_loop._restarting = False  # for the rest of the epoch, it would leave out a plateau's step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

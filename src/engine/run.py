@@ -166,14 +166,15 @@ def claim(composed: Composed) -> Run:
         store = meeting_point(composed.cfg)
         if inherited := os.environ.get(INHERITED) or (store is not None and global_rank() and store.get(INHERITED)):
             return _join(json.loads(inherited), composed, digest)
+        environment = describe_environment(sys.argv)  # which asks git: before there is anything to be in time for
         run = _continue(composed, composed.resumed) if composed.resumed else _begin(composed)
         if composed.resumed is None or composed.resumed.changes:
             with replacing(run.folder / "config.yaml") as file:
                 file.write_text(yaml.safe_dump(composed.cfg, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        run.status["config_digest"] = digest
+        run.update(config_digest=digest)
         resumes = run.status["resumes"]
         number = f"-{len(resumes)}" if resumes else ""
-        write_json(run.folder / f"environment{number}.json", describe_environment(sys.argv))
+        write_json(run.folder / f"environment{number}.json", environment)
         detail = {key: value for key, value in resumes[-1].items() if key != "time"} if resumes else {}
         run.note("resume" if resumes else "start", host=run.status["host"], **detail)
     except OSError as error:

@@ -31,12 +31,6 @@ def _note(signum: int, frame: FrameType | None) -> None:
     _received.append(signum)
 
 
-def install() -> None:
-    """Takes over the signals."""
-    for signum in SIGNALS:
-        signal.signal(signum, _note)
-
-
 def received() -> int:
     """The first signal that came, 0 if none has."""
     return _received[0] if _received else 0
@@ -51,8 +45,7 @@ def check() -> None:
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
     """Handles the signals inside the block; afterwards they do what they did before. A block may lie in another."""
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    install()
+    before = {signum: signal.signal(signum, _note) for signum in SIGNALS}
     try:
         yield
     finally:

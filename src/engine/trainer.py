@@ -120,7 +120,7 @@ def build_callbacks(plan: Plan, run: Run) -> list[Callback]:
     if cfg["early_stopping"]["patience"] is not None:
         options = {"mode": monitor["mode"], "check_finite": False, "check_on_train_epoch_end": by_epoch}
         stopping = [Patience(monitor["metric"], **options, **cfg["early_stopping"])]
-    finetuning = [Finetuning(cfg["model"]["unfreeze_epoch"])] if cfg["model"]["freeze"] is not None else []
+    finetuning = [Finetuning(cfg["model"]["unfreeze_epoch"], run.point)] if cfg["model"]["freeze"] is not None else []
     own = [build(node, Callback) for node in cfg["callbacks"].values()]
     return [
         ResumePoints(run),

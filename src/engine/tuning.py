@@ -116,7 +116,8 @@ def take_pass(trainer: Trainer, module: LightningModule, positions: Tensor) -> f
     with trainer.precision_plugin.train_step_context():
         loss: Tensor = module.loss(module(batch.x), batch.y)  # type: ignore[operator]
     loss.backward()  # type: ignore[no-untyped-call]
-    return loss.item()  # a GPU has done its work then
+    # A GPU has done its work then, and all processes go by the same loss.
+    return float(trainer.strategy.reduce(loss.detach(), reduce_op="mean"))
 
 
 def show(trainer: Trainer, what: str, tried: list[Any], unit: str, values: list[float], found: str) -> None:

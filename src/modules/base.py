@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -197,9 +197,10 @@ class BaseModule(LightningModule):
             return
         mesh = self.device_mesh["data_parallel"]
         self.net.to(memory_format=torch.contiguous_format)  # channels-last filters cannot be split
-        for block in blocks(self.net):
-            if next(block.parameters(), None) is not None:
-                fully_shard(block, mesh=mesh)
+        for child in self.net.children():
+            for block in child.children() if isinstance(child, nn.Sequential | nn.ModuleList) else [child]:
+                if next(block.parameters(), None) is not None:
+                    fully_shard(block, mesh=mesh)
         fully_shard(self.net, mesh=mesh)
 
     def configure_optimizers(self) -> Any:  # noqa: D102
@@ -220,15 +221,6 @@ class BaseModule(LightningModule):
                 "frequency": trainer.check_val_every_n_epoch or 1 if waits else 1,  # there is no new value in between
             },
         }
-
-
-def blocks(net: nn.Module) -> Iterator[nn.Module]:
-    """The children of a net; of a sequence or list of layers, each."""
-    for child in net.children():
-        if isinstance(child, nn.Sequential | nn.ModuleList):
-            yield from child.children()
-        else:
-            yield child
 
 
 def steps_of(trainer: Trainer, batches: int) -> int:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from src.config import Composed, ConfigError
 from src.config.sources import CONFIG_DIR
+from src.tracking.files import replacing
 
 ROOT = CONFIG_DIR.parent
 
@@ -72,7 +73,10 @@ def is_frozen(folder: Path) -> bool:
 
 def go_on_frozen(folder: Path, arguments: Sequence[str]) -> NoReturn:
     """Becomes `src.sweep resume=FOLDER` as it was when the study began, where it began: edits make no difference."""
-    os.chdir(read(folder)[2])
+    try:
+        os.chdir(began := read(folder)[2])
+    except OSError as error:
+        raise ConfigError(f"resume={folder}: it began in {began}, which cannot be entered: {error.strerror}") from error
     path = os.pathsep.join(filter(None, (str(folder / "code"), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}  # safe: not the working folder first
     command = [sys.executable, "-m", "src.sweep", f"resume={folder}", *arguments]
@@ -80,4 +84,5 @@ def go_on_frozen(folder: Path, arguments: Sequence[str]) -> NoReturn:
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with replacing(path) as file:
+        file.write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,16 +1,14 @@
 """What came of a study: a table, a CSV file, plots."""
 
-import csv
 import os
 import statistics
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 
 from src.search.trials import Search, say
+from src.tracking.text import csv_text, table
 
 NAMES = {
     TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed",
@@ -37,11 +35,9 @@ def summarize(search: Search) -> bool:
         | trial.params | {name: value for name, value in trial.user_attrs.items() if value is not None}
         for trial in trials
     ]  # fmt: skip
-    with open(search.folder / "trials.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    say("\n" + table(columns[:-1], rows))
+    text = csv_text([columns, *([row.get(name) for name in columns] for row in rows)])
+    (search.folder / "trials.csv").write_text(text, encoding="utf-8")
+    say("\n" + table([name for name in columns[:-1] if any(row.get(name) is not None for row in rows)], rows))
     if done := [trial for trial in trials if trial.state == TrialState.COMPLETE]:
         scores = [trial.value or 0.0 for trial in done]
         if len(done) > 1 and search.space.keys() <= REPEATS:
@@ -55,17 +51,6 @@ def summarize(search: Search) -> bool:
         say(f"to go on: python -m src.sweep resume={search.folder}")
     say(f"study folder: {search.folder}")
     return bool(done) and counts["failed"] == counts["interrupted"] == 0
-
-
-def table(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns rows as aligned columns, numbers to four digits, without columns that are empty."""
-    columns = [[name, *(_cell(row.get(name)) for row in rows)] for name in names]
-    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns if any(column[1:])]
-    return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else " ".join(str(value).split())
 
 
 def draw(study: optuna.Study, folder: Path, metric: str) -> None:

@@ -59,8 +59,8 @@ class Search:
         self.folder, self.sweep, self.launcher = folder, sweep, launcher
         self.metric, self.seed, self.n_jobs = common["monitor"]["metric"], common["seed"], sweep["n_jobs"]
         self.space = distributions(sweep["space"])
-        self.points = grid(self.space)[: sweep["n_trials"]] if sweep["sampler"] == "grid" else None
-        self.count = sweep["n_trials"] if self.points is None else len(self.points)
+        self.points = grid(self.space) if sweep["sampler"] == "grid" else None
+        self.count = sweep["n_trials"] if self.points is None else len(self.points[: sweep["n_trials"]])
         self.jobs: dict[int, Job] = {}
         self.left: set[int] = set()  # trials that were interrupted, which another start goes on with
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

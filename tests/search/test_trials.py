@@ -115,8 +115,8 @@ def test_a_grid_in_order_two_at_a_time(start: Start, capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out.splitlines()
     assert [line.split() for line in out[1:4]] == [
         ["trial", "state", "val/acc", "seconds", "optimizer.lr"],
-        ["3", "finished", "0.3", "1", "0.4"],
-        ["2", "finished", "0.2", "1", "0.3"],
+        ["3", "finished", "0.3000", "1.0", "0.4"],
+        ["2", "finished", "0.2000", "1.0", "0.3"],
     ]
     assert out[-3:] == [f"best: {search.folder}/mnist_linear/003", "4 finished", f"study folder: {search.folder}"]
     with open(search.folder / "trials.csv", encoding="utf-8") as file:
