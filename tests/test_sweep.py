@@ -96,6 +96,19 @@ def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_study_that_cannot_go_on_says_why(command: Command, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "base.yaml").write_text("{}", encoding="utf-8")
+    (study / "sweep.yaml").write_text(f"{{started_in: {tmp_path}/gone}}", encoding="utf-8")
+    done = command("src.sweep", f"resume={study}")
+    assert done.returncode == 2
+    assert f"resume={study}: it began in {tmp_path}/gone, which cannot be entered: No such file" in done.stderr
+    (study / "sweep.yaml").write_text("", encoding="utf-8")
+    done = command("src.sweep", f"resume={study}")
+    assert (done.returncode, done.stderr) == (2, f"error: resume={study}: is no folder of a sweep: it is damaged\n")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_kill_and_resume_lose_and_repeat_nothing(command: Command, tmp_path: Path) -> None:

@@ -270,6 +270,13 @@ def test_deterministic(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         ("trainer=gpu trainer.devices='97,98'", "trainer.devices=97,98: this machine has"),
         ("trainer.sync_batchnorm=true", "PyTorch's synchronised batch norm runs on CUDA GPUs only"),
         ("trainer.precision=bf16-mixed trainer.gradient_clip_val=1.0", "needs optimizer.fused=false"),
+        ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=0: must be at least 1"),
+        ("trainer.val_check_interval=0.0", "trainer.val_check_interval=0.0: must be above 0"),
+        ("trainer.limit_test_batches=0.01", "trainer.limit_test_batches=0.01: leaves none of the batches of 750"),
+        ("scheduler=step scheduler.step_size=0", "must be at least 1, not 0"),
+        ("optimizer.betas=[0.9]", "optimizer or scheduler: list index out of range"),
+        ("callbacks=ema callbacks.ema.decay=2", "callbacks.ema: Invalid decay value 2"),
+        ("callbacks=ema trainer=ddp_sim trainer.strategy=fsdp", "callbacks.ema: trainer.strategy=fsdp splits"),
     ],
 )
 def test_refused_before_a_run_folder_exists(override: str, message: str, train: Train, run_folders: Folders) -> None:

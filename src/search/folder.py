@@ -49,6 +49,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
         sweep, common = (yaml.safe_load((folder / f"{name}.yaml").read_text("utf-8")) for name in ("sweep", "base"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"resume={folder}: is no folder of a sweep: {error}") from error
+    if not (isinstance(sweep, dict) and isinstance(common, dict) and "started_in" in sweep):
+        raise ConfigError(f"resume={folder}: is no folder of a sweep: it is damaged")
     return sweep, common, sweep.pop("started_in")
 
 

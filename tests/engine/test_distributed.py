@@ -253,6 +253,24 @@ def test_sharded_weights_are_those_of_one_process(tmp_path: Path) -> None:
     assert metrics == pytest.approx(status(two)["metrics"], rel=1e-6)
 
 
+@pytest.mark.slow
+def test_what_was_unfrozen_stays_so_where_weights_are_split(tmp_path: Path) -> None:
+    frozen = ["model=mlp", "model.freeze=backbone", "model.unfreeze_epoch=1", "trainer.max_epochs=3", "test=false"]
+    overrides = [*SMALL, *frozen, "trainer.strategy=fsdp", "trainer.devices=2"]
+
+    def task(*command: str, kill: int | None = None) -> Callable[[int], Callable[[], object]]:
+        return lambda rank: train_task([*command], killed_after(kill) if kill else lambda: None)
+
+    assert run_ranks(2, task(*overrides, f"runs_dir={tmp_path / 'one'}"), tmp_path) == [0, 0], prints(tmp_path)
+    runs_dir = f"runs_dir={tmp_path / 'two'}"
+    assert run_ranks(2, task(*overrides, runs_dir, kill=47), tmp_path) == [-signal.SIGKILL] * 2
+    assert run_ranks(2, task("resume=last", runs_dir), tmp_path) == [0, 0], prints(tmp_path)
+    (one,), (two,) = ((tmp_path / name).glob("*/*") for name in ("one", "two"))
+    points = [torch.load(max((f / "checkpoints").glob("step-*.ckpt")), weights_only=True) for f in (one, two)]
+    for name, value in points[0]["state_dict"].items():
+        torch.testing.assert_close(points[1]["state_dict"][name], value, rtol=0, atol=1e-5)
+
+
 def test_channels_last_filters_can_be_split(tmp_path: Path) -> None:
     overrides = ["logger=none", "trainer=cpu", "model=resnet20", "trainer.max_epochs=1"]
     limits = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]

@@ -8,10 +8,20 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import free_ports
-from tests.conftest import QUICK, ROOT, Train, status
+from tests.conftest import QUICK, ROOT, Command, Train, status
 
 OVERRIDES = [*QUICK, "data.val_size=205", "data.test_size=3795", "trainer.max_epochs=2", "trainer.strategy=ddp"]
 pytestmark = pytest.mark.slow
+
+
+def test_a_finished_run_is_extended_by_lightning_s_own_launcher(command: Command, tmp_path: Path) -> None:
+    """Its second process reads the configuration when the first has changed it already."""
+    first = command("src.train", *OVERRIDES[:-2], "trainer=ddp_sim", "trainer.max_epochs=1")
+    assert first.returncode == 0, first.stderr
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    longer = command("src.train", f"resume={folder}", "trainer.max_epochs=2")
+    assert longer.returncode == 0, longer.stderr
+    assert "epoch 2/2" in longer.stdout and status(folder)["epoch"] == 1
 
 
 @pytest.mark.parametrize(("nodes", "tasks"), [(1, 2), (2, 1)])

@@ -104,10 +104,16 @@ def test_the_requeued_job_ends_where_it_would_have_ended(
     assert run_forked(words, output, killed_after(27, signum)) == 128 + signum, output.read_text()
     folder = tmp_path / "runs/mnist_linear/slurm-12"
     assert (status(folder)["state"], asked.read_text()) == ("preempted", "requeue 12\n")
+    other = [*words, "seed=1"]  # a second run of the same job, which has got no further than this
+    assert run_forked(other, output, killed_after(7, signum)) == 128 + signum, output.read_text()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert run_forked(words, output) == 0, output.read_text()
+    assert run_forked(other, output) == 0, output.read_text()
+    (second,) = folder.parent.glob("slurm-12-*")
+    assert [len(status(one)["resumes"]) for one in (folder, second)] == [1, 1]
+    assert status(second)["state"] == "finished"
     monkeypatch.delenv("SLURM_RESTART_COUNT")
     monkeypatch.setenv("SLURM_JOB_ID", "13")
     assert run_forked(words, output) == 0, output.read_text()
     assert fingerprint(folder) == fingerprint(folder.with_name("slurm-13"))
-    assert asked.read_text() == "requeue 12\n"
+    assert asked.read_text() == "requeue 12\n" * 2

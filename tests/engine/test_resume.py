@@ -250,9 +250,33 @@ def test_a_finished_run_says_so_and_can_be_extended(train: Train, tmp_path: Path
     text = resumed(folder)
     assert "this run is finished already (trainer.max_epochs=2" in text and "raise what ended it" in text
     assert (folder / "status.json").read_bytes() == report
-    resumed(folder, "trainer.max_epochs=4")
+    resume = [f"resume={folder}", "trainer.max_epochs=4"]
+    assert run_forked(resume, tmp_path / "output", killed_after(47)) == -signal.SIGKILL
+    resumed(folder)  # the extension was not lost with the process
     assert fingerprint(folder)["state_dict"] == fingerprint(long)["state_dict"]
     assert fingerprint(folder)["optimizer_states"] == fingerprint(long)["optimizer_states"]
+
+
+def test_a_test_that_was_left_out_trains_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    stops = ["early_stopping.patience=1", "early_stopping.min_delta=1.0", "test=false"]
+    assert run_forked([*QUICK, *SMALL, *stops], output) == 0, output.read_text()
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    before = status(folder)["best"]
+    text = resumed(folder, "test=true")
+    assert "test/acc" in text and "epoch " not in text
+    assert status(folder)["best"] == before
+
+
+def test_a_kill_while_a_run_is_taken_up_leaves_it_as_it_was(stopped: Path) -> None:
+    def killed_at_once() -> None:
+        from src.engine import run
+
+        run.describe_environment = lambda command: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, return-value]
+
+    code = run_forked([f"resume={stopped}", "notes=other"], stopped.parents[2] / "output", killed_at_once)
+    assert code == -signal.SIGKILL
+    assert "changed: notes: None -> other" in resumed(stopped, "notes=other")
 
 
 def test_a_run_killed_in_its_test_only_tests_again(tmp_path: Path) -> None:

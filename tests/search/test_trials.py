@@ -132,6 +132,13 @@ def test_nothing_is_run_twice(start: Start) -> None:
     assert (launcher.started, states(search)) == (["002", "003"], ["COMPLETE"] * 4)
 
 
+def test_fewer_trials_than_have_begun(start: Start) -> None:
+    start(Launcher(), stop_after=5, space=FOUR, sampler="grid", n_jobs=4)
+    launcher = Launcher()
+    search = start(launcher, space=FOUR, sampler="grid", n_trials=2)
+    assert states(search) == ["COMPLETE"] * 4
+
+
 def test_several_seeds_are_one_trial(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     launcher = Launcher({"000-seed-1": [0.4], "000-seed-2": [0.6], "000-seed-3": [0.8]})
     search = start(launcher, space={}, sampler="grid", seeds=[1, 2, 3], pruner="median")
