@@ -403,3 +403,19 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_one_of_several_targets_can_be_followed(train: Train, run_folders: Folders, tmp_path: Path) -> None:
+    from src.config import ConfigError
+    from tests.fake_crystals import crystals, write_cgcnn_folder
+
+    rows = [f"c{number},{number % 3},{number % 5}" for number in range(24)]
+    root = write_cgcnn_folder(tmp_path / "set", crystals(24), rows)
+    words = ["experiment=null", "data=crystals", f"data.root={root}", "data.batch_size=4", "data.split=random"]
+    words += ["model=cgcnn", "trainer.max_epochs=2", "monitor.mode=min", "data.val_size=0.2", "data.test_size=0.2"]
+    with pytest.raises(ConfigError, match=r"val/mae_target_3: no metric of that name; did you mean val/mae_target"):
+        train(*words, "monitor.metric=val/mae_target_3")
+    train(*words, "monitor.metric=val/mae_target_2")
+    (folder,) = run_folders()
+    scores = [row["val/mae_target_2"] for row in metric_rows(folder) if "val/mae_target_2" in row]
+    assert status(folder)["best"]["value"] == pytest.approx(min(scores)) and len(scores) == 2

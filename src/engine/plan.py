@@ -69,6 +69,8 @@ def plan_run(composed: Composed) -> Plan:
         trainer = bare_trainer(cfg["trainer"])
     with collected(problems):
         datamodule = prepare_data(cfg)
+        with collected(problems):
+            check_monitor(cfg, several if len(several := datamodule.facts.get("target_names", [])) > 1 else [])
         if composed.resumed is not None:
             with collected(problems):
                 check_data(datamodule, composed.resumed.folder)
@@ -142,15 +144,22 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def check_monitor(cfg: Mapping[str, Any]) -> None:
+def check_monitor(cfg: Mapping[str, Any], targets: Sequence[str] | None = None) -> None:
     """The monitored metric must be one that the module logs while it trains, in stages that run.
+
+    Args:
+        cfg: The configuration.
+        targets: Those of the data that have an error of their own; None: the data is not there yet.
 
     Raises:
         ConfigError: It is not; the message lists those that are.
     """
     metric, trainer = cfg["monitor"]["metric"], cfg["trainer"]
     module = resolve_target(cfg["model"]["_target_"], BaseModule)
-    known = [f"{split}/{name}" for split in ("train", "val") for name in module.metric_names]
+    names = [*module.metric_names, *(f"mae_{target}" for target in targets or ())]
+    if targets is None and "mae" in names and (name := metric.partition("/")[2]).startswith("mae_"):
+        names.append(name)
+    known = [f"{split}/{name}" for split in ("train", "val") for name in names]
     if metric not in known:
         raise ConfigError(f"monitor.metric={metric}: no metric of that name{hint(metric, known, 'there are')}")
     if metric.startswith("val/") and trainer.get("limit_val_batches", 1) == 0:
