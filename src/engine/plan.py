@@ -227,9 +227,9 @@ def check_length(cfg: Mapping[str, Any], datamodule: DataModule, trainer: Traine
     if batches == 0:
         raise ConfigError(f"trainer.limit_train_batches={trainer.limit_train_batches}: leaves none of {whole} batches")
     for split in ("val", "test"):
-        samples, limit = len(datamodule.splits[split]), getattr(trainer, f"limit_{split}_batches")
-        if limit and limited(math.ceil(samples / datamodule.batch_size), limit) == 0:
-            raise ConfigError(f"trainer.limit_{split}_batches={limit}: leaves none of the batches of {samples} samples")
+        limit = getattr(trainer, f"limit_{split}_batches")
+        if 0 < limit < 1 and not limited(math.ceil(len(datamodule.splits[split]) / datamodule.batch_size), limit):
+            raise ConfigError(f"trainer.limit_{split}_batches={limit}: leaves none of the batches of the part {split}")
     every, interval = trainer.check_val_every_n_epoch, getattr(trainer, "val_check_interval", None)
     first = math.inf  # by the clock: nobody knows
     if interval is not None:
