@@ -326,6 +326,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PortableError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:  # of the file to save
         print(f"error: {options.save}: cannot be written: {error.strerror}", file=sys.stderr)
         return 2

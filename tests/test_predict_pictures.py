@@ -296,3 +296,28 @@ def test_load(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         load(tmp_path / "none.ckpt")
     with pytest.raises(AttributeError, match="module 'src' has no attribute 'lode'"):
         src.lode  # noqa: B018
+
+
+def test_a_pattern_that_finds_a_pipe_and_a_link_to_the_output(photos: Path, tmp_path: Path) -> None:
+    write_photo(tmp_path / "a.jpg", 0)
+    os.mkfifo(tmp_path / "b.jpg")
+    (tmp_path / "c.jpg").symlink_to("/dev/zero")
+    (tmp_path / "out.csv").touch()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "out.csv")
+    main([f"ckpt={photos}", f"inputs={tmp_path}/*.jpg", f"output={tmp_path}/link.csv", "on_bad=skip"])
+    assert (tmp_path / "link.csv").is_symlink()
+    assert [row[-1] for row in read_csv(tmp_path / "out.csv")[1:]] == ["", "is no regular file", "is no regular file"]
+    with pytest.raises(ConfigError, match="output=/dev/stdout: is a folder or a device, not a file"):
+        main([f"ckpt={photos}", f"inputs={tmp_path}/a.jpg", "output=/dev/stdout"])
+
+
+def test_an_evaluation_on_other_data_says_so(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate([f"ckpt={photos}"])
+    assert capsys.readouterr().err == ""
+    evaluate([f"ckpt={photos}", "data.split_seed=1"])
+    assert "other data, or another split of it, than the model was trained with" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="this is image_folder"):
+        evaluate([f"ckpt={photos}", "data.store_size=40"])
+    root = write_image_folder(tmp_path / "only/test", 4).parent
+    with pytest.raises(ConfigError, match="split=val: the data has no samples for it"):
+        evaluate([f"ckpt={photos}", f"data.root={root}", "split=val"])

@@ -45,7 +45,7 @@ def open_catalogue(path: Path, targets: Sequence[str] | None) -> Catalogue:
 def cif_files(path: Path) -> Catalogue | None:
     """Lists a CIF file, or those of a folder or of a pattern, without targets; None where there are none."""
     files = path.glob("*.cif") if path.is_dir() else [path] if path.exists() else path.parent.glob(path.name)
-    names = sorted(file.stem for file in files if file.suffix == ".cif")
+    names = sorted(file.stem for file in files if file.suffix == ".cif" and not file.name.startswith("."))
     reader = partial(read_cif, path if path.is_dir() else path.parent)
     places = [f"{name}.cif" for name in names]
     return Catalogue(str(path), reader, [(name, {}, None) for name in names], names, places, (), "") if names else None
@@ -67,6 +67,8 @@ def _cgcnn_folder(folder: Path, targets: Sequence[str] | None) -> Catalogue:
         raise ConfigError(f"{table} has no rows")
     columns = columns or list(targets or _numbered(len(rows[0][1]) - 1))
     targets = columns if targets is None else targets
+    if len({*columns}) < len(columns):
+        raise ConfigError(f"{table}: two columns have the same name: {', '.join(columns)}")
     for target in targets:
         if target not in columns:
             raise ConfigError(f"data.targets: {table} has no column {target}{hint(target, columns)}")

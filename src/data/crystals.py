@@ -240,6 +240,8 @@ class CrystalsDataModule(CrystalDataModule):
 
     def catalogue(self) -> Catalogue:
         """Lists the crystals."""
+        if self.targets is not None and len({*self.targets}) < max(1, len(self.targets)):
+            raise ConfigError(f"data.targets={self.targets}: name at least one, and each once")
         return open_catalogue(self.path, self.targets)
 
     def load(self) -> Mapping[str, GraphSplit]:

@@ -56,7 +56,7 @@ class ImageDataModule(DataModule):
         **rest: See `DataModule`.
     """
 
-    decisive = ("class_names", "input_shape")
+    decisive: Sequence[str] = ("class_names", "input_shape")
     class_names: Sequence[str]
 
     def __init__(self, on_device: bool = False, **rest: Any) -> None:

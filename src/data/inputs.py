@@ -62,6 +62,8 @@ class PictureSplit(Dataset[Batch]):
         try:
             if path in self.faults:
                 raise BadPhotoError(self.faults[path])
+            if (file := self.root / path).exists() and not file.is_file():  # a pipe would be waited for
+                raise BadPhotoError("is no regular file")
             _, square = decode(self.root / path, size)
         except BadPhotoError as error:
             self.problems[position] = str(error)

@@ -75,6 +75,7 @@ class ImageFolderDataModule(ImageDataModule):
     """
 
     name = "image_folder"
+    decisive: Sequence[str] = (*ImageDataModule.decisive, "store_size")
     class_names: Sequence[str] = ()
     layout: ClassVar[str] = "<class>/*.jpg, or train/<class>/*.jpg with val and test beside train"
     nameless: ClassVar[str] = "lies in no folder that names its class"

@@ -1,6 +1,7 @@
 """From a checkpoint to metrics: the path alone is enough."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,14 @@ def evaluate(path: Path, split: str, output: Path | None, overrides: Sequence[st
     cfg = apply_overrides(for_all_samples(checkpoint), overrides, allowed_groups=("data", "trainer", "logger")).cfg
     trainer = bare_trainer(cfg["trainer"], [Progress()])
     module = restore_module(checkpoint, path)
-    datamodule = prepare_data(cfg)
-    datamodule.adopt(checkpoint["hyper_parameters"]["facts"])
+    datamodule, facts = prepare_data(cfg), checkpoint["hyper_parameters"]["facts"]
+    if not len(datamodule.splits[split]):
+        raise ConfigError(f"split={split}: the data has no samples for it")
+    if trainer.is_global_zero and datamodule.facts.get("fingerprint") != facts.get("fingerprint"):
+        print(
+            "other data, or another split of it, than the model was trained with: it may know samples", file=sys.stderr
+        )
+    datamodule.adopt(facts)
     run = trainer.test if split == "test" else trainer.validate
     run(module, datamodule=datamodule, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -78,7 +85,7 @@ def check_output(output: Path) -> None:
         there = output.exists()
     except OSError as error:
         raise ConfigError(f"output={output}: {error.strerror}") from error
-    if there and not output.is_file():
+    if (there and not output.is_file()) or output.absolute().parts[1:2] in (("dev",), ("proc",)):
         raise ConfigError(f"output={output}: is a folder or a device, not a file")
     if not os.access(folder := output.absolute().parent, os.W_OK | os.X_OK):
         raise ConfigError(f"output={output}: {folder} {'cannot be written' if folder.is_dir() else 'is no folder'}")

@@ -1,5 +1,6 @@
 """Classification into one of K classes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -56,6 +57,8 @@ class ClassificationModule(BaseModule):
         weights = balancing_weights(facts) if class_weights == "auto" else class_weights
         if weights is not None and len(weights) != facts["num_classes"]:
             raise ConfigError(f"model.class_weights: {len(weights)} weights for {facts['num_classes']} classes")
+        if weights is not None and not (min(weights) >= 0 and 0 < max(weights) < math.inf):
+            raise ConfigError(f"model.class_weights={weights}: no weight may be below 0, and one must be above it")
         self.class_weights: Tensor | None
         self.register_buffer(
             "class_weights", None if weights is None else torch.tensor(weights, dtype=torch.float), persistent=False

@@ -213,7 +213,9 @@ def read_cif(folder: Path, key: tuple[str, Mapping[str, str], str | None]) -> At
         raise BadStructureError("it is no CIF: no line begins with data_")
     if re.search(r"^_cell_length_[abc]\s+[-+]?0*\.?0*(\(\d+\))?\s*$", text, re.MULTILINE | re.IGNORECASE):
         raise BadStructureError("its cell has a length of 0")
-    atoms = cast(Atoms, ase.io.read(io.StringIO(text), 0, "cif"))
+    atoms, *others = cast(list[Atoms], ase.io.read(io.StringIO(text), ":", "cif"))
+    if others:
+        raise BadStructureError(f"it describes {1 + len(others)} crystals")
     for site, shares in atoms.info.get("occupancy", {}).items():  # ASE takes the most frequent element in silence
         if len(shares) > 1 or any(isinstance(share, float) and share < 1 for share in shares.values()):
             there = ", ".join(f"{element} {share}" for element, share in shares.items())

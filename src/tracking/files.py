@@ -72,6 +72,7 @@ def merged_rows(text: str) -> Rows:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Another name beside `path`, for a file that takes its place once the block has come to its end."""
+    path = path.resolve()  # not a link to it
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary

@@ -125,6 +125,24 @@ def test_a_header_names_the_targets(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "    c0: row 2: remark is 'new', not a finite number\n" in refusal(folder)
 
 
+def test_names_of_targets_that_are_no_names(tmp_path: Path) -> None:
+    rows = ["id,gap,gap", *(f"c{number},{number},0" for number in range(6))]
+    folder = write_cgcnn_folder(tmp_path, crystals(6), rows)
+    assert refusal(folder) == f"{folder}/id_prop.csv: two columns have the same name: gap, gap"
+    for targets in ([], ["gap", "gap"]):
+        assert refusal(folder, targets=targets) == f"data.targets={targets}: name at least one, and each once"
+
+
+def test_a_file_of_two_crystals_and_a_hidden_one(tmp_path: Path) -> None:
+    folder = write_cgcnn_folder(tmp_path, crystals(2))
+    text = (folder / "c0.cif").read_text() + (folder / "c1.cif").read_text()
+    (folder / "both.cif").write_text(text.replace("data_", "data_x", 1))
+    (folder / "._c0.cif").write_text("")
+    inputs = read_inputs(folder / "*.cif")
+    assert list(inputs.names) == ["both", "c0", "c1"]
+    assert inputs.problems == {0: "both.cif: it describes 2 crystals"}
+
+
 def test_blank_lines_spaces_and_a_byte_order_mark_mean_nothing(tmp_path: Path) -> None:
     rows = ["\ufeffc0 , 1", "", "c1,2", " , ", 'c2,"3"', "", "c3,4"]
     data = crystals_of(write_cgcnn_folder(tmp_path, crystals(4), rows))

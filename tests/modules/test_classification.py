@@ -65,6 +65,12 @@ def test_class_weights_in_training_alone(weights: Any, expected: list[float]) ->
     assert (weights is None) == torch.equal(in_training, plain)
 
 
+@pytest.mark.parametrize("weights", [[1.0, -2.0, 0.0, 1.0], [0, 0, 0, 0]])
+def test_class_weights_that_weigh_nothing(weights: list[float]) -> None:
+    with pytest.raises(ConfigError, match="no weight may be below 0, and one must be above it"):
+        module(class_weights=weights)
+
+
 def test_class_weights_are_plain_hyper_parameters_and_no_part_of_the_state() -> None:
     weighted = module(class_weights="auto")
     assert weighted.hparams["class_weights"] == "auto"
