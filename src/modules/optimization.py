@@ -47,7 +47,7 @@ def build_optimizer(net: nn.Module, node: Node) -> Optimizer:
 
 
 def build_scheduler(
-    node: Node, optimizer: Optimizer, *, max_epochs: int, max_steps: int, steps_per_epoch: int, mode: str
+    node: Node, optimizer: Optimizer, *, max_epochs: int, max_steps: int = -1, steps_per_epoch: int, mode: str
 ) -> LRScheduler | None:
     """Builds the schedule, with what follows from the rest of the run filled in.
 

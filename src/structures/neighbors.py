@@ -53,6 +53,11 @@ class Neighbors(NamedTuple):
     distance: Floats
     degree: Integers
 
+    @property
+    def target(self) -> Integers:
+        """[E] atom that each edge leads to."""
+        return np.repeat(np.arange(len(self.degree)), self.degree)
+
 
 def nearest_neighbors(positions_N3: Floats, cell_33: Floats, settings: GraphSettings) -> Neighbors:
     """Finds the nearest neighbours of every atom, periodic images included.

@@ -180,8 +180,7 @@ def _check_neighbors(neighbors: Neighbors, settings: GraphSettings) -> None:
         raise BadStructureError(f"atom {isolated[0]} has no neighbour within {settings.cutoff:g} angstrom")
     edge = neighbors.distance.argmin()
     if (distance := neighbors.distance[edge]) < MIN_DISTANCE:
-        end = np.repeat(np.arange(len(neighbors.degree)), neighbors.degree)[edge]
-        pair = sorted((neighbors.source[edge], end))
+        pair = sorted((neighbors.source[edge], neighbors.target[edge]))
         raise BadStructureError(f"atoms {pair[0]} and {pair[1]} overlap: they are {distance:.3g} angstrom apart")
 
 
