@@ -1,5 +1,6 @@
 """Jobs on a real Slurm: taken away and put back, and the trials of a sweep."""
 
+import contextlib
 import os
 import re
 import signal
@@ -45,16 +46,30 @@ class Client:
             time.sleep(0.1)
 
     def release(self, job: str, restarts: int) -> None:
-        """Starts a job that was requeued; Slurm would hold it for two minutes."""
+        """Starts a job that was requeued; Slurm would hold it for two minutes, for its last start to be all gone.
+
+        What tells Slurm late that the last start has ended would end the new one.
+        """
         self.wait(
             lambda: re.search(rf"JobState=PENDING .*Restarts={restarts} ", self("scontrol", "-o", "show", "job", job))
         )
+        self.wait(lambda: not step_daemons(job) and not self("squeue", "--noheader", "--states=COMPLETING").strip())
         self("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 @pytest.fixture
 def client(cluster: dict[str, str], tmp_path: Path) -> Client:
     return Client(cluster, tmp_path)
+
+
+def step_daemons(job: str) -> list[Path]:
+    """Slurm's own processes beside those of a job."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_bytes().startswith(f"slurmstepd: [{job}.".encode()):
+                found.append(process)
+    return found
 
 
 def catching(job: str, restarts: int, signum: int) -> int:
