@@ -20,6 +20,7 @@ def configuration(folder: Path, nodes: int, cpus: int, ports: list[int]) -> str:
     user = "root" if os.geteuid() == 0 else os.environ["USER"]
     settings = {
         "ClusterName": "tests",
+        "FirstJobId": 1 + 1000 * ports[0],  # another cluster may run beside it, and processes are found by their job
         "SlurmctldHost": f"{socket.gethostname().partition('.')[0]}(127.0.0.1)",
         "SlurmctldPort": ports[0],
         "SlurmdPort": ports[1],
